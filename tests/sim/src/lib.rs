@@ -3,4 +3,5 @@
 //! Start reading in [`world`], then [`openraft_runtime`].
 
 pub mod openraft_runtime;
+pub mod tripwire;
 pub mod world;
