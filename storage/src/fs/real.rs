@@ -1,0 +1,201 @@
+//! The operating system's files.
+
+#![expect(clippy::disallowed_types, reason = "this is the door to the disk")]
+
+use std::fs;
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rustix::fs::FallocateFlags;
+
+use super::{DirLock, Disk, File};
+use crate::Error;
+
+/// Pieces that one call hands to the kernel: its own limit on Linux.
+const PIECES_PER_CALL: usize = 1024;
+
+/// Name of the file whose lock stands for its directory.
+const LOCK_NAME: &str = "lock";
+
+/// The disk of this machine. Every call blocks the calling thread.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RealDisk;
+
+#[async_trait]
+impl Disk for RealDisk {
+    async fn create(&self, path: &Path) -> Result<Arc<dyn File>, Error> {
+        let file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        Ok(Arc::new(RealFile { file: file.map_err(|error| Error::disk("create", path, error))?, path: path.into() }))
+    }
+
+    async fn open(&self, path: &Path) -> Result<Arc<dyn File>, Error> {
+        let file = fs::OpenOptions::new().read(true).write(true).open(path);
+        Ok(Arc::new(RealFile { file: file.map_err(|error| Error::disk("open", path, error))?, path: path.into() }))
+    }
+
+    async fn rename(&self, from: &Path, to: &Path) -> Result<(), Error> {
+        fs::rename(from, to).map_err(|error| Error::disk("rename", from, error))
+    }
+
+    async fn remove(&self, path: &Path) -> Result<(), Error> {
+        fs::remove_file(path).map_err(|error| Error::disk("remove", path, error))
+    }
+
+    async fn list(&self, dir: &Path) -> Result<Vec<String>, Error> {
+        let failed = |error| Error::disk("list", dir, error);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.file_type().map_err(failed)?.is_file() {
+                // A name that is no text is none of ours.
+                names.extend(entry.file_name().into_string());
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    async fn create_dir_all(&self, dir: &Path) -> Result<(), Error> {
+        let mut missing = Vec::new();
+        let mut at = Some(dir);
+        while let Some(parent) = at
+            && !parent.as_os_str().is_empty()
+            && !parent.is_dir()
+        {
+            missing.push(parent);
+            at = parent.parent();
+        }
+        for created in missing.into_iter().rev() {
+            match fs::create_dir(created) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(Error::disk("create", created, error));
+                }
+                _ => {}
+            }
+            let parent = created.parent().filter(|parent| !parent.as_os_str().is_empty());
+            sync_directory(parent.unwrap_or_else(|| Path::new(".")))?;
+        }
+        Ok(())
+    }
+
+    async fn sync_dir(&self, dir: &Path) -> Result<(), Error> {
+        sync_directory(dir)
+    }
+
+    async fn free_space(&self, dir: &Path) -> Result<u64, Error> {
+        let space = rustix::fs::statvfs(dir).map_err(|error| Error::disk("measure", dir, error.into()))?;
+        Ok(space.f_bavail.saturating_mul(space.f_frsize))
+    }
+
+    async fn lock_dir(&self, dir: &Path) -> Result<Box<dyn DirLock>, Error> {
+        let path = dir.join(LOCK_NAME);
+        let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = file.map_err(|error| Error::disk("open", &path, error))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Box::new(RealLock { _file: file })),
+            Err(fs::TryLockError::WouldBlock) => Err(Error::Locked { path: dir.to_owned() }),
+            Err(fs::TryLockError::Error(error)) => Err(Error::disk("lock", &path, error)),
+        }
+    }
+}
+
+fn sync_directory(dir: &Path) -> Result<(), Error> {
+    let opened = fs::File::open(dir).map_err(|error| Error::disk("open", dir, error))?;
+    opened.sync_all().map_err(|error| Error::disk("sync", dir, error))
+}
+
+/// The kernel gives the lock back when the file is closed, also when the process is killed.
+struct RealLock {
+    _file: fs::File,
+}
+
+impl DirLock for RealLock {}
+
+struct RealFile {
+    file: fs::File,
+    path: PathBuf,
+}
+
+impl RealFile {
+    fn read(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        let mut buffer = Vec::with_capacity(len);
+        while buffer.len() < len {
+            let at = offset + buffer.len() as u64;
+            match rustix::io::pread(&self.file, rustix::buffer::spare_capacity(&mut buffer), at) {
+                Ok(0) => break,
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // The allocator may have given more room than was asked for.
+        buffer.truncate(len);
+        Ok(Bytes::from(buffer))
+    }
+
+    fn write(&self, mut offset: u64, pieces: &[Bytes]) -> io::Result<()> {
+        let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        let mut rest = slices.as_mut_slice();
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            let count = rest.len().min(PIECES_PER_CALL);
+            match rustix::io::pwritev(&self.file, &rest[..count], offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    offset += written as u64;
+                    IoSlice::advance_slices(&mut rest, written);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn reserve(&self, len: u64) -> io::Result<()> {
+        loop {
+            match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, len) {
+                Ok(()) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
+                // Some file systems cannot reserve: a longer, sparse file serves, and full disks show later.
+                Err(rustix::io::Errno::OPNOTSUPP) => {
+                    if self.file.metadata()?.len() < len {
+                        self.file.set_len(len)?;
+                    }
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl File for RealFile {
+    async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes, Error> {
+        self.read(offset, len).map_err(|error| Error::disk("read", &self.path, error))
+    }
+
+    async fn write_at(&self, offset: u64, pieces: &[Bytes]) -> Result<(), Error> {
+        self.write(offset, pieces).map_err(|error| Error::disk("write", &self.path, error))
+    }
+
+    async fn allocate(&self, len: u64) -> Result<(), Error> {
+        self.reserve(len).map_err(|error| Error::disk("allocate", &self.path, error))
+    }
+
+    async fn set_len(&self, len: u64) -> Result<(), Error> {
+        self.file.set_len(len).map_err(|error| Error::disk("resize", &self.path, error))
+    }
+
+    async fn len(&self) -> Result<u64, Error> {
+        let metadata = self.file.metadata().map_err(|error| Error::disk("measure", &self.path, error))?;
+        Ok(metadata.len())
+    }
+
+    async fn sync_data(&self) -> Result<(), Error> {
+        self.file.sync_data().map_err(|error| Error::disk("sync", &self.path, error))
+    }
+}

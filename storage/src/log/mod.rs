@@ -1,0 +1,3 @@
+//! The log: the one place where durability happens.
+
+pub mod entry;
