@@ -2,6 +2,7 @@
 //!
 //! Start reading in [`world`], then [`openraft_runtime`].
 
+pub mod disk;
 pub mod openraft_runtime;
 pub mod tripwire;
 pub mod world;
