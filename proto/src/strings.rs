@@ -97,6 +97,9 @@ pub enum Refusal {
     /// No message came while the stream waited.
     #[error("Error 138: no new message in queue, wait time expired")]
     WaitExpired,
+    /// The call ended in a fault of the program.
+    #[error("Error 200: server crushed and recovered")]
+    Crashed,
     /// The type of a request is unknown.
     #[error("Error 206: invalid request type")]
     RequestType,
@@ -215,8 +218,8 @@ impl Refusal {
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
-            Self::EmptyBatch => Code::Unknown,
-            Self::NotReady | Self::NoLeader => Code::Unavailable,
+            Self::EmptyBatch | Self::Crashed => Code::Unknown,
+            Self::NotReady | Self::NoLeader | Self::Shutdown => Code::Unavailable,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
             Self::StreamEndsForStop => Code::Aborted,
             Self::MessageTooLarge(_) => Code::ResourceExhausted,
