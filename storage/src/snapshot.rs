@@ -1,49 +1,34 @@
 //! Snapshot files: written beside the last one, made real by one rename, verified before they are used.
 //!
-//! A file is a header with the caller's metadata, chunks, and a trailer. Each has its own checksum, and a
-//! chunk's covers its number, so that a file with a lost, repeated or exchanged part does not verify. The last
-//! two files are kept: when the newest is damaged the one before it is offered, by name.
-//!
-//! What is in the metadata and in the chunks is the caller's business. Every call here touches the disk: only
-//! futures that run on a thread of their own may make them.
+//! The last two are kept: when the newest is damaged the one before it is offered, by name. A thread of its own
+//! does what touches the disk, several things in turns, so any task may call and none waits behind a long
+//! write. What is in the metadata and in the chunks is the caller's business.
 
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::fmt;
+use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use kubemq_runtime::chain;
-use parking_lot::Mutex;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use kubemq_runtime::sync::{mpsc, oneshot};
+use kubemq_runtime::{OnFailure, Runtime};
 
+use self::files::{Files, Reader, Writer};
 use crate::Error;
-use crate::fs::{Disk, File};
+use crate::fs::Disk;
 
-/// The version of the format that is written.
-pub const FORMAT_VERSION: u32 = 1;
+mod files;
+
 /// The largest chunk; one part of a snapshot that has to be in memory at once.
 pub const MAX_CHUNK_BYTES: usize = 64 * 1024 * 1024;
 /// The most metadata that a snapshot carries.
 pub const MAX_META_BYTES: usize = 1024 * 1024;
 
-const MAGIC: [u8; 8] = *b"kmqsnap\n";
-/// Magic, version, length of the metadata, checksum of both and of the metadata.
-const HEADER: usize = 8 + 4 + 4 + 4;
-/// Length and checksum.
-const CHUNK_HEADER: usize = 4 + 4;
-/// Stands where the length of a chunk would: the trailer begins.
-const END: u32 = u32::MAX;
-/// End mark, checksum, number of chunks, bytes in all of them.
-const TRAILER: usize = 4 + 4 + 8 + 8;
-/// How many files are kept.
-const KEPT: usize = 2;
-/// Chunks are gathered up to so many bytes or pieces before they are written.
-const WRITE_BYTES: usize = 1024 * 1024;
-const WRITE_PIECES: usize = 256;
-/// How much is read from the file at a time.
-const READ_BYTES: usize = 1024 * 1024;
-
-const SUFFIX: &str = ".snapshot";
-const TEMPORARY: &str = ".temporary";
+/// Requests that may wait for the thread; callers wait when it is full.
+const INBOX: usize = 64;
 
 /// A complete snapshot file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,17 +37,6 @@ pub struct SnapshotFile {
     pub number: u64,
     /// Its name inside the directory.
     pub name: String,
-}
-
-impl SnapshotFile {
-    fn new(number: u64) -> Self {
-        Self { number, name: format!("{number:020}{SUFFIX}") }
-    }
-
-    fn parse(name: &str) -> Option<Self> {
-        let number = name.strip_suffix(SUFFIX)?.parse().ok()?;
-        Some(Self { number, name: name.to_owned() })
-    }
 }
 
 /// A verified snapshot in memory.
@@ -76,46 +50,32 @@ pub struct Loaded {
     pub chunks: Vec<Bytes>,
 }
 
-/// The snapshot files of one directory.
+type Job = BoxFuture<'static, ()>;
+
+/// The snapshot files of one directory; clones are the same.
 #[derive(Clone)]
-pub struct Snapshots(Arc<Shared>);
-
-struct Shared {
-    disk: Arc<dyn Disk>,
-    dir: PathBuf,
-    state: Mutex<State>,
+pub struct Snapshots {
+    files: Files,
+    thread: Thread,
 }
 
-struct State {
-    /// Complete files, oldest first.
-    files: Vec<SnapshotFile>,
-    /// Numbers of files that did not verify.
-    damaged: BTreeSet<u64>,
-    next_number: u64,
-    next_temporary: u64,
-}
-
-impl std::fmt::Debug for Snapshots {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Snapshots").field("dir", &self.0.dir).finish_non_exhaustive()
+impl fmt::Debug for Snapshots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshots").field("files", &self.files()).finish_non_exhaustive()
     }
 }
 
 impl Snapshots {
-    /// Opens `dir`, which is created when it does not exist, and removes what unfinished writes left there.
+    /// Opens `dir`, which is created when it does not exist, removes what unfinished writes left there, and
+    /// starts the thread. It ends when the last clone, reader and writer is gone.
     ///
     /// # Errors
     ///
     /// Any failure of the disk.
-    pub async fn open(disk: Arc<dyn Disk>, dir: PathBuf) -> Result<Self, Error> {
-        disk.create_dir_all(&dir).await?;
-        let snapshots = Self::list(disk, dir).await?;
-        for name in snapshots.0.disk.list(&snapshots.0.dir).await? {
-            if name.ends_with(TEMPORARY) {
-                snapshots.0.disk.remove(&snapshots.0.dir.join(name)).await?;
-            }
-        }
-        Ok(snapshots)
+    pub async fn open(disk: Arc<dyn Disk>, dir: PathBuf, runtime: &Runtime) -> Result<Self, Error> {
+        let thread = Thread::start(runtime);
+        let files = thread.run(Files::open(disk, dir)).await??;
+        Ok(Self { files, thread })
     }
 
     /// Opens `dir` without changing anything in it, for inspection. A directory that does not exist has no
@@ -124,36 +84,26 @@ impl Snapshots {
     /// # Errors
     ///
     /// Any failure of the disk.
-    pub async fn open_read_only(disk: Arc<dyn Disk>, dir: PathBuf) -> Result<Self, Error> {
-        Self::list(disk, dir).await
-    }
-
-    async fn list(disk: Arc<dyn Disk>, dir: PathBuf) -> Result<Self, Error> {
-        let names = match disk.list(&dir).await {
-            Err(error) if error.is_missing() => Vec::new(),
-            names => names?,
-        };
-        let mut files: Vec<_> = names.iter().filter_map(|name| SnapshotFile::parse(name)).collect();
-        files.sort_by_key(|file| file.number);
-        let next_number = files.last().map_or(1, |file| file.number + 1);
-        let state = State { files, damaged: BTreeSet::new(), next_number, next_temporary: 1 };
-        Ok(Self(Arc::new(Shared { disk, dir, state: Mutex::new(state) })))
+    pub async fn open_read_only(disk: Arc<dyn Disk>, dir: PathBuf, runtime: &Runtime) -> Result<Self, Error> {
+        let thread = Thread::start(runtime);
+        let files = thread.run(Files::list(disk, dir)).await??;
+        Ok(Self { files, thread })
     }
 
     /// Returns the complete files, oldest first, verified or not.
     #[must_use]
     pub fn files(&self) -> Vec<SnapshotFile> {
-        self.0.state.lock().files.clone()
+        self.files.files()
     }
 
     /// Returns the file of that name.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<SnapshotFile> {
-        self.0.state.lock().files.iter().find(|file| file.name == name).cloned()
+        self.files().into_iter().find(|file| file.name == name)
     }
 
     /// Writes a snapshot. It exists, durably, when this returns; before that there is no trace of it that
-    /// anyone would read.
+    /// anyone would read. `chunks` is asked for the next chunk on the snapshot thread.
     ///
     /// # Errors
     ///
@@ -161,16 +111,10 @@ impl Snapshots {
     pub async fn write(
         &self,
         meta: Bytes,
-        chunks: impl IntoIterator<Item = Bytes, IntoIter: Send> + Send,
+        chunks: impl Iterator<Item = Bytes> + Send + 'static,
     ) -> Result<SnapshotFile, Error> {
-        let mut writer = self.begin(meta).await?;
-        for chunk in chunks {
-            if let Err(error) = writer.push(chunk).await {
-                writer.abandon().await;
-                return Err(error);
-            }
-        }
-        writer.finish().await
+        let files = self.files.clone();
+        self.thread.run(async move { files.write(meta, chunks).await }).await?
     }
 
     /// Begins a snapshot whose chunks come one by one. Dropped unfinished, it leaves a temporary file that
@@ -180,36 +124,9 @@ impl Snapshots {
     ///
     /// As [`Snapshots::write`].
     pub async fn begin(&self, meta: Bytes) -> Result<SnapshotWriter, Error> {
-        if meta.len() > MAX_META_BYTES {
-            return Err(Error::Refused { what: "a snapshot has more metadata than is read back" });
-        }
-        let number = {
-            let mut state = self.0.state.lock();
-            state.next_temporary += 1;
-            state.next_temporary - 1
-        };
-        let path = self.0.dir.join(format!("{number}{TEMPORARY}"));
-        let file = self.0.disk.create(&path).await?;
-        let mut header = BytesMut::with_capacity(HEADER);
-        header.put_slice(&MAGIC);
-        header.put_u32_le(FORMAT_VERSION);
-        header.put_u32_le(length(&meta));
-        let checksum = crc32c::crc32c_append(crc32c::crc32c(&header), &meta);
-        header.put_u32_le(checksum);
-        let mut writer = SnapshotWriter {
-            snapshots: self.clone(),
-            file,
-            path,
-            offset: 0,
-            pieces: Vec::new(),
-            pieces_bytes: 0,
-            chunks: 0,
-            chunk_bytes: 0,
-            checksum,
-        };
-        writer.gather(header.freeze());
-        writer.gather(meta);
-        Ok(writer)
+        let files = self.files.clone();
+        let writer = self.thread.run(async move { files.begin(meta).await }).await??;
+        Ok(SnapshotWriter { writer: Some(writer), thread: self.thread.clone() })
     }
 
     /// Reads a snapshot and verifies all of it.
@@ -218,20 +135,8 @@ impl Snapshots {
     ///
     /// [`Error::Damaged`] or [`Error::UnknownVersion`] when it is not what was written, and failures of the disk.
     pub async fn read(&self, file: &SnapshotFile) -> Result<Loaded, Error> {
-        let result = self.read_chunks(file).await;
-        if matches!(result, Err(Error::Damaged { .. })) {
-            self.0.state.lock().damaged.insert(file.number);
-        }
-        result
-    }
-
-    async fn read_chunks(&self, file: &SnapshotFile) -> Result<Loaded, Error> {
-        let mut reader = self.reader(file).await?;
-        let mut chunks = Vec::new();
-        while let Some(chunk) = reader.next_chunk().await? {
-            chunks.push(chunk);
-        }
-        Ok(Loaded { file: file.clone(), meta: reader.meta, chunks })
+        let (files, file) = (self.files.clone(), file.clone());
+        self.thread.run(async move { files.read(&file).await }).await?
     }
 
     /// Begins to read a snapshot chunk by chunk. It stays readable to the end, even when newer ones are written
@@ -241,9 +146,9 @@ impl Snapshots {
     ///
     /// As [`Snapshots::read`].
     pub async fn reader(&self, file: &SnapshotFile) -> Result<SnapshotReader, Error> {
-        let path = self.0.dir.join(&file.name);
-        let handle = self.0.disk.open(&path).await?;
-        SnapshotReader::open(handle, path).await
+        let (files, file) = (self.files.clone(), file.clone());
+        let reader = self.thread.run(async move { files.reader(&file).await }).await??;
+        Ok(SnapshotReader { meta: reader.meta().clone(), reader: Some(reader), thread: self.thread.clone() })
     }
 
     /// Reads the newest snapshot that verifies, or nothing when there never was one. A damaged one is named in
@@ -254,94 +159,37 @@ impl Snapshots {
     /// The first failure, when there are snapshots and none of them can be read: starting without one would
     /// forget what it holds.
     pub async fn latest_valid(&self) -> Result<Option<Loaded>, Error> {
-        let mut first_error = None;
-        for file in self.files().iter().rev() {
-            match self.read(file).await {
-                Ok(loaded) => return Ok(Some(loaded)),
-                // A file of a newer program is no damage: passing it over would lose what the newer one wrote.
-                Err(error @ Error::UnknownVersion { .. }) => return Err(error),
-                Err(error) => {
-                    tracing::error!(snapshot = file.name, error = %chain(&error), "snapshot cannot be read");
-                    first_error.get_or_insert(error);
-                }
-            }
-        }
-        first_error.map_or(Ok(None), Err)
-    }
-
-    /// Makes `path` the newest snapshot and removes what is not kept any more.
-    async fn publish(&self, path: &Path) -> Result<SnapshotFile, Error> {
-        let file = {
-            let mut state = self.0.state.lock();
-            state.next_number += 1;
-            SnapshotFile::new(state.next_number - 1)
-        };
-        self.0.disk.rename(path, &self.0.dir.join(&file.name)).await?;
-        self.0.disk.sync_dir(&self.0.dir).await?;
-        let outdated = {
-            let mut state = self.0.state.lock();
-            state.files.push(file.clone());
-            state.files.sort_by_key(|file| file.number);
-            state.forget_outdated()
-        };
-        for file in outdated {
-            // Losing this race with a crash costs disk until the next snapshot, nothing else.
-            if let Err(error) = self.0.disk.remove(&self.0.dir.join(&file.name)).await {
-                tracing::warn!(snapshot = file.name, error = %chain(&error), "old snapshot was not removed");
-            }
-        }
-        Ok(file)
-    }
-}
-
-impl State {
-    /// Takes out all but the newest whole files.
-    fn forget_outdated(&mut self) -> Vec<SnapshotFile> {
-        let whole = self.files.iter().rev().filter(|file| !self.damaged.contains(&file.number));
-        let kept: Vec<u64> = whole.take(KEPT).map(|file| file.number).collect();
-        let (files, outdated) = self.files.drain(..).partition(|file| kept.contains(&file.number));
-        self.files = files;
-        outdated
+        let files = self.files.clone();
+        self.thread.run(async move { files.latest_valid().await }).await?
     }
 }
 
 /// A snapshot that is being written.
 pub struct SnapshotWriter {
-    snapshots: Snapshots,
-    file: Arc<dyn File>,
-    path: PathBuf,
-    offset: u64,
-    pieces: Vec<Bytes>,
-    pieces_bytes: usize,
-    chunks: u64,
-    chunk_bytes: u64,
-    /// Over the checksums of all parts so far: ties the trailer to this file.
-    checksum: u32,
+    /// Nothing only while a call is under way, and after one was cancelled or failed.
+    writer: Option<Writer>,
+    thread: Thread,
 }
 
 impl SnapshotWriter {
-    /// Adds a chunk.
+    /// Adds a chunk. Not cancel safe: the snapshot cannot be finished after a cancelled call.
     ///
     /// # Errors
     ///
     /// Any failure of the disk, after which the snapshot cannot be finished, and [`Error::Refused`] for a chunk
     /// that is too large.
     pub async fn push(&mut self, chunk: Bytes) -> Result<(), Error> {
-        if chunk.len() > MAX_CHUNK_BYTES {
-            return Err(Error::Refused { what: "a chunk of a snapshot is larger than is read back" });
-        }
-        let checksum = chunk_checksum(self.chunks, &chunk);
-        let mut header = BytesMut::with_capacity(CHUNK_HEADER);
-        header.put_u32_le(length(&chunk));
-        header.put_u32_le(checksum);
-        self.checksum = crc32c::crc32c_append(self.checksum, &checksum.to_le_bytes());
-        self.chunks += 1;
-        self.chunk_bytes += u64::from(length(&chunk));
-        self.gather(header.freeze());
-        self.gather(chunk);
-        if self.pieces_bytes >= WRITE_BYTES || self.pieces.len() >= WRITE_PIECES {
-            self.write().await?;
-        }
+        let mut writer = self.writer.take().ok_or(Error::Closed)?;
+        let push = async move {
+            match writer.push(chunk).await {
+                Ok(()) => Ok(writer),
+                Err(error) => {
+                    writer.abandon().await;
+                    Err(error)
+                }
+            }
+        };
+        self.writer = Some(self.thread.run(push).await??);
         Ok(())
     }
 
@@ -351,178 +199,160 @@ impl SnapshotWriter {
     ///
     /// Any failure of the disk: the snapshot may exist or not after the next opening, but never in part.
     pub async fn finish(mut self) -> Result<SnapshotFile, Error> {
-        self.gather(trailer(self.checksum, self.chunks, self.chunk_bytes));
-        let result = match self.write().await {
-            Ok(()) => self.file.sync_data().await,
-            error => error,
-        };
-        if let Err(error) = result {
-            self.abandon().await;
-            return Err(error);
-        }
-        self.snapshots.publish(&self.path).await
+        let writer = self.writer.take().ok_or(Error::Closed)?;
+        self.thread.run(writer.finish()).await?
     }
 
     /// Removes what was written.
-    pub async fn abandon(self) {
-        // It is removed at the next opening if it cannot be removed now.
-        self.snapshots.0.disk.remove(&self.path).await.ok();
-    }
-
-    fn gather(&mut self, piece: Bytes) {
-        self.pieces_bytes += piece.len();
-        if !piece.is_empty() {
-            self.pieces.push(piece);
+    pub async fn abandon(mut self) {
+        if let Some(writer) = self.writer.take() {
+            // It is removed at the next opening if it cannot be removed now.
+            self.thread.run(writer.abandon()).await.ok();
         }
-    }
-
-    async fn write(&mut self) -> Result<(), Error> {
-        self.file.write_at(self.offset, &self.pieces).await?;
-        self.offset += u64::try_from(self.pieces_bytes).unwrap_or(u64::MAX);
-        self.pieces.clear();
-        self.pieces_bytes = 0;
-        Ok(())
     }
 }
 
 /// A snapshot that is being read.
 pub struct SnapshotReader {
-    file: Arc<dyn File>,
-    path: PathBuf,
     meta: Bytes,
-    /// Where `buffer` begins in the file.
-    offset: u64,
-    buffer: Bytes,
-    chunks: u64,
-    chunk_bytes: u64,
-    checksum: u32,
-    ended: bool,
+    /// Nothing only while a call is under way, and after one was cancelled or failed.
+    reader: Option<Reader>,
+    thread: Thread,
 }
 
 impl SnapshotReader {
-    async fn open(file: Arc<dyn File>, path: PathBuf) -> Result<Self, Error> {
-        let mut reader = Self {
-            file,
-            path,
-            meta: Bytes::new(),
-            offset: 0,
-            buffer: Bytes::new(),
-            chunks: 0,
-            chunk_bytes: 0,
-            checksum: 0,
-            ended: false,
-        };
-        let header = reader.take(HEADER, "the header is cut off").await?;
-        if header[..8] != MAGIC {
-            return Err(reader.damaged(0, "not a snapshot file"));
-        }
-        let mut fields = header.slice(8..);
-        let version = fields.get_u32_le();
-        if version != FORMAT_VERSION {
-            return Err(Error::UnknownVersion { path: reader.path, found: version, known: FORMAT_VERSION });
-        }
-        let meta_length = fields.get_u32_le();
-        let checksum = fields.get_u32_le();
-        let meta_length = usize::try_from(meta_length).unwrap_or(usize::MAX);
-        if meta_length > MAX_META_BYTES {
-            return Err(reader.damaged(0, "the length of the metadata is wrong"));
-        }
-        reader.meta = reader.take(meta_length, "the metadata is cut off").await?;
-        reader.checksum = crc32c::crc32c_append(crc32c::crc32c(&header[..HEADER - 4]), &reader.meta);
-        if reader.checksum != checksum {
-            return Err(reader.damaged(0, "the checksum of the header is wrong"));
-        }
-        Ok(reader)
-    }
-
     /// Returns what the caller gave with the snapshot.
     #[must_use]
     pub const fn meta(&self) -> &Bytes {
         &self.meta
     }
 
-    /// Returns the next chunk, or nothing when the end was reached and everything verified.
+    /// Returns the next chunk, or nothing when the end was reached and everything verified. Not cancel safe.
     ///
     /// # Errors
     ///
     /// As [`Snapshots::read`].
     pub async fn next_chunk(&mut self) -> Result<Option<Bytes>, Error> {
-        if self.ended {
-            return Ok(None);
-        }
-        let at = self.offset;
-        let mut header = self.take(CHUNK_HEADER, "it is cut off before a chunk").await?;
-        let chunk_length = header.get_u32_le();
-        let checksum = header.get_u32_le();
-        if chunk_length == END {
-            return self.end(at, checksum).await.map(|()| None);
-        }
-        let chunk_length = usize::try_from(chunk_length).unwrap_or(usize::MAX);
-        if chunk_length > MAX_CHUNK_BYTES {
-            return Err(self.damaged(at, "the length of a chunk is wrong"));
-        }
-        let chunk = self.take(chunk_length, "it is cut off inside of a chunk").await?;
-        if chunk_checksum(self.chunks, &chunk) != checksum {
-            return Err(self.damaged(at, "the checksum of a chunk is wrong"));
-        }
-        self.checksum = crc32c::crc32c_append(self.checksum, &checksum.to_le_bytes());
-        self.chunks += 1;
-        self.chunk_bytes += u64::from(length(&chunk));
-        Ok(Some(chunk))
-    }
-
-    async fn end(&mut self, at: u64, checksum: u32) -> Result<(), Error> {
-        let rest = self.take(TRAILER - CHUNK_HEADER, "the trailer is cut off").await?;
-        let expected = trailer(self.checksum, self.chunks, self.chunk_bytes);
-        if expected[4..8] != checksum.to_le_bytes() || expected[8..] != rest {
-            return Err(self.damaged(at, "the trailer does not fit what is before it"));
-        }
-        if self.offset != self.file.len().await? {
-            return Err(self.damaged(self.offset, "there are bytes behind the trailer"));
-        }
-        self.ended = true;
-        Ok(())
-    }
-
-    /// Returns the next `wanted` bytes.
-    async fn take(&mut self, wanted: usize, missing: &'static str) -> Result<Bytes, Error> {
-        if self.buffer.len() < wanted {
-            let have = std::mem::take(&mut self.buffer);
-            let place = self.offset + u64::try_from(have.len()).unwrap_or(u64::MAX);
-            let more = self.file.read_at(place, (wanted - have.len()).max(READ_BYTES)).await?;
-            self.buffer = if have.is_empty() { more } else { Bytes::from([have, more].concat()) };
-        }
-        if self.buffer.len() < wanted {
-            return Err(self.damaged(self.offset, missing));
-        }
-        self.offset += u64::try_from(wanted).unwrap_or(u64::MAX);
-        Ok(self.buffer.split_to(wanted))
-    }
-
-    fn damaged(&self, offset: u64, what: &str) -> Error {
-        Error::Damaged { path: self.path.clone(), offset, what: what.to_owned() }
+        let mut reader = self.reader.take().ok_or(Error::Closed)?;
+        let (reader, chunk) = self
+            .thread
+            .run(async move {
+                let chunk = reader.next_chunk().await;
+                (reader, chunk)
+            })
+            .await?;
+        let chunk = chunk?;
+        self.reader = Some(reader);
+        Ok(chunk)
     }
 }
 
-fn chunk_checksum(number: u64, chunk: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), chunk)
+/// The thread that may touch the disk.
+#[derive(Clone)]
+struct Thread(mpsc::Sender<Job>);
+
+impl Thread {
+    fn start(runtime: &Runtime) -> Self {
+        let (sender, jobs) = mpsc::channel(INBOX);
+        drop(runtime.tasks.dedicated("snapshots", OnFailure::StopNode, work(jobs)));
+        Self(sender)
+    }
+
+    /// Runs `future` on the thread, to its end even when the caller has gone.
+    async fn run<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> Result<T, Error> {
+        let (sender, result) = oneshot::channel();
+        let job = Box::pin(async move {
+            // The caller may have gone.
+            sender.send(future.await).ok();
+        });
+        self.0.send(job).await.map_err(|_| Error::Closed)?;
+        result.await.map_err(|_| Error::Closed)
+    }
 }
 
-fn trailer(checksum: u32, chunks: u64, chunk_bytes: u64) -> Bytes {
-    let mut counts = [0; 16];
-    counts[..8].copy_from_slice(&chunks.to_le_bytes());
-    counts[8..].copy_from_slice(&chunk_bytes.to_le_bytes());
-    let mut trailer = BytesMut::with_capacity(TRAILER);
-    trailer.put_u32_le(END);
-    trailer.put_u32_le(crc32c::crc32c_append(checksum, &counts));
-    trailer.put_slice(&counts);
-    trailer.freeze()
-}
-
-fn length(bytes: &Bytes) -> u32 {
-    // Lengths are checked against limits far below this before.
-    u32::try_from(bytes.len()).unwrap_or(u32::MAX)
+/// Runs jobs in turns until nobody can send one any more.
+async fn work(mut jobs: mpsc::Receiver<Job>) {
+    let mut running = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            biased;
+            job = jobs.recv(), if running.len() < INBOX => match job {
+                Some(job) => running.push(job),
+                None => break,
+            },
+            Some(()) = running.next() => {}
+        }
+    }
+    while running.next().await.is_some() {}
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+    use crate::fs::{MemoryDisk, RealDisk};
+
+    fn chunks(number: u8) -> Vec<Bytes> {
+        (0..100).map(|n| Bytes::from(vec![number ^ n; 40_000])).collect()
+    }
+
+    async fn writes_and_reads(disk: Arc<dyn Disk>, dir: PathBuf) {
+        let runtime = Runtime::real();
+        let snapshots = Snapshots::open(Arc::clone(&disk), dir.clone(), &runtime).await.unwrap();
+        assert!(snapshots.latest_valid().await.unwrap().is_none());
+        let first = snapshots.write(Bytes::from_static(b"1"), chunks(1).into_iter()).await.unwrap();
+        let mut reader = snapshots.reader(&first).await.unwrap();
+
+        let mut writer = snapshots.begin(Bytes::from_static(b"2")).await.unwrap();
+        for (mine, other) in chunks(2).into_iter().zip(chunks(1)) {
+            writer.push(mine).await.unwrap();
+            assert_eq!(reader.next_chunk().await.unwrap(), Some(other));
+        }
+        assert_eq!(reader.next_chunk().await.unwrap(), None);
+        assert_eq!(snapshots.find(&first.name), Some(first.clone()));
+        let second = writer.finish().await.unwrap();
+        let unfinished = snapshots.begin(Bytes::new()).await.unwrap();
+        unfinished.abandon().await;
+
+        let loaded = snapshots.latest_valid().await.unwrap().unwrap();
+        assert_eq!((loaded.file, loaded.meta, loaded.chunks), (second, Bytes::from_static(b"2"), chunks(2)));
+        assert_eq!(snapshots.read(&first).await.unwrap().chunks, chunks(1));
+        drop(snapshots);
+        let again = Snapshots::open_read_only(disk, dir, &runtime).await.unwrap();
+        assert_eq!(again.files().len(), 2);
+        assert_eq!(again.latest_valid().await.unwrap().unwrap().chunks, chunks(2));
+    }
+
+    #[tokio::test]
+    async fn works_on_a_memory_disk() {
+        writes_and_reads(Arc::new(MemoryDisk::new()), PathBuf::from("/data/snapshots")).await;
+    }
+
+    #[tokio::test]
+    async fn works_on_a_real_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        writes_and_reads(Arc::new(RealDisk), dir.path().join("snapshots")).await;
+    }
+
+    #[tokio::test]
+    async fn a_read_is_served_while_a_long_write_goes_on() {
+        let runtime = Runtime::real();
+        let disk = Arc::new(MemoryDisk::new());
+        let snapshots = Snapshots::open(disk, PathBuf::from("/data"), &runtime).await.unwrap();
+        let first = snapshots.write(Bytes::from_static(b"1"), chunks(1).into_iter()).await.unwrap();
+        // A write that ends only when it is told to: endless chunks until the flag is up.
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let endless = {
+            let stop = Arc::clone(&stop);
+            std::iter::repeat(Bytes::from(vec![7; 600_000]))
+                .take_while(move |_| !stop.load(std::sync::atomic::Ordering::Relaxed))
+        };
+        let writing = snapshots.clone();
+        let write = runtime.tasks.spawn("write", OnFailure::Log, async move {
+            writing.write(Bytes::from_static(b"2"), endless).await.unwrap()
+        });
+        assert_eq!(snapshots.read(&first).await.unwrap().chunks, chunks(1));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let second = write.await.unwrap();
+        assert_eq!(snapshots.latest_valid().await.unwrap().unwrap().file, second);
+    }
+}
