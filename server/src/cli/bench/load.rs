@@ -1,0 +1,366 @@
+//! One load from start to end: connections, warm-up, measurement, the rest of the answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use hdrhistogram::Histogram;
+use kubemq_runtime::{Instant, OnFailure, Random, Runtime, Task};
+use serde::Serialize;
+
+use super::end_to_end::{self, Asking};
+use super::flow::{Flow, Schedule};
+use super::meter::Meter;
+use super::process::cpu_time;
+use super::report::{Measured, Report, micros};
+use super::upstream::{self, Confirmation};
+use super::wire::Template;
+use super::{Service, unary};
+use crate::cli::client::{self, Token};
+use crate::cli::output::Failure;
+
+/// How long answers are waited for when nothing is sent any more.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// How often the end of the answers is looked for.
+const DRAIN_LOOK: Duration = Duration::from_millis(2);
+
+/// How often at least the schedule of an open loop is looked at.
+const SLOWEST_PACE: Duration = Duration::from_millis(1);
+
+/// How often at most.
+const FASTEST_PACE: Duration = Duration::from_micros(50);
+
+/// The kind of load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Publish on upstream streams; a message is done when it is confirmed
+    Upstream,
+    /// Send with one call per message; a message is done when the call is answered
+    Unary,
+    /// Publish, get and ack at once; a message is done when its consumer has it
+    EndToEnd,
+}
+
+/// What to do to a broker.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// Where the broker is.
+    pub address: String,
+    /// Access token.
+    pub token: Token,
+    /// The client's name.
+    pub client_id: String,
+    /// The kind of load.
+    pub mode: Mode,
+    /// Messages per second; nothing for a closed loop.
+    pub rate: Option<f64>,
+    /// How many messages may be unanswered at a time, over all connections.
+    pub in_flight: u64,
+    /// Bytes of a body.
+    pub size: usize,
+    /// Channels, named by `prefix` and a number.
+    pub channels: usize,
+    /// What the names of the channels begin with.
+    pub prefix: String,
+    /// Publishing connections.
+    pub connections: usize,
+    /// Messages per request.
+    pub batch: u64,
+    /// Messages per Get; a quarter of a channel's share of what is in flight when nothing is said.
+    pub items: Option<u32>,
+    /// How long to measure.
+    pub duration: Duration,
+    /// How long to run before that.
+    pub warm_up: Duration,
+}
+
+/// What happened since the last look, about every second.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// Since the load began.
+    pub elapsed: Duration,
+    /// Whether this is before the measurement.
+    pub warming_up: bool,
+    /// Messages per second.
+    pub rate: f64,
+    /// Microseconds.
+    pub p50_us: f64,
+    /// Microseconds.
+    pub p99_us: f64,
+    /// Refused messages.
+    pub refused: u64,
+    /// Unanswered messages.
+    pub unanswered: u64,
+}
+
+impl Load {
+    /// Returns the name of a channel.
+    #[must_use]
+    pub fn channel(&self, number: usize) -> String {
+        format!("{}.{number}", self.prefix)
+    }
+
+    /// Runs the load, and shows how it goes about every second.
+    ///
+    /// # Errors
+    ///
+    /// When the broker cannot be reached or ends a stream or call, or when the load contradicts itself.
+    pub async fn run(&self, runtime: &Runtime, mut show: impl FnMut(&Progress)) -> Result<Report, Failure> {
+        self.check()?;
+        let meter = Meter::new().map_err(|error| Failure::Refused(format!("could not make a histogram: {error}")))?;
+        let mut running = Running::start(self, runtime, &meter).await?;
+        let mut measured = self.measure(runtime, &meter, &mut running, &mut show).await?;
+        running.drain(runtime).await?;
+        let late = meter.take();
+        measured.latencies.add(&late.latencies).ok();
+        measured.refused += late.refused;
+        measured.first_refusal = measured.first_refusal.take().or(late.error);
+        measured.unanswered = running.unanswered();
+        Ok(Report::new(self, self.duration, &measured))
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        let connections = self.connections as u64;
+        let wrong = if self.in_flight < connections * self.batch {
+            "each connection needs room for one request: raise --in-flight, or lower --connections or --batch"
+        } else if self.mode == Mode::EndToEnd && self.channels < self.connections {
+            "end to end, each connection has channels of its own: raise --channels or lower --connections"
+        } else if self.mode == Mode::Unary && self.batch > 1 {
+            "a unary send carries one message: leave --batch out"
+        } else {
+            return Ok(());
+        };
+        Err(Failure::Usage(wrong.to_owned()))
+    }
+
+    async fn measure(
+        &self,
+        runtime: &Runtime,
+        meter: &Meter,
+        running: &mut Running,
+        show: &mut impl FnMut(&Progress),
+    ) -> Result<Measured, Failure> {
+        let begin = running.start;
+        let (from, to) = (begin + self.warm_up, begin + self.warm_up + self.duration);
+        let mut done: Option<(Measured, Option<Duration>)> = None;
+        let mut last = begin;
+        loop {
+            let warming_up = done.is_none();
+            let next = (last + Duration::from_secs(1)).min(if warming_up { from } else { to });
+            running.until(runtime, next).await?;
+            let now = runtime.clock.now();
+            let mut seen = meter.take();
+            if let Some((measured, _)) = &mut done {
+                measured.latencies.add(&seen.latencies).ok();
+                measured.messages += seen.messages;
+                measured.refused += seen.refused;
+                measured.first_refusal = measured.first_refusal.take().or(seen.error.take());
+            }
+            if now.since(last) >= Duration::from_millis(500) {
+                show(&Progress {
+                    elapsed: now.since(begin),
+                    warming_up,
+                    rate: per_second(seen.messages, now.since(last)),
+                    p50_us: micros(seen.latencies.value_at_quantile(0.5)),
+                    p99_us: micros(seen.latencies.value_at_quantile(0.99)),
+                    refused: seen.refused,
+                    unanswered: running.unanswered(),
+                });
+            }
+            last = now;
+            if now >= from && warming_up {
+                meter.start_over(now);
+                done = Some((Measured::nothing(seen.latencies), cpu_time(None)));
+            }
+            if let Some((mut measured, cpu)) = done.take_if(|_| now >= to) {
+                measured.client_cpu = cpu_time(None).zip(cpu).map(|(after, before)| after.saturating_sub(before));
+                return Ok(measured);
+            }
+        }
+    }
+}
+
+impl Measured {
+    fn nothing(mut latencies: Histogram<u64>) -> Self {
+        latencies.reset();
+        Self { messages: 0, refused: 0, first_refusal: None, unanswered: 0, latencies, client_cpu: None }
+    }
+}
+
+/// A load that runs. Dropping it ends its tasks.
+struct Running {
+    start: Instant,
+    flows: Vec<Arc<Flow>>,
+    failures: FuturesUnordered<Task<Failure>>,
+}
+
+impl Running {
+    async fn start(load: &Load, runtime: &Runtime, meter: &Meter) -> Result<Self, Failure> {
+        let mut body = vec![0; load.size];
+        Random::from_seed(1).fill(&mut body);
+        let body = Bytes::from(body);
+        let tag = runtime.random.u64();
+        let mut services = Vec::new();
+        for _ in 0..load.connections {
+            services.push((
+                connect(load).await?,
+                if load.mode == Mode::EndToEnd { Some(connect(load).await?) } else { None },
+            ));
+        }
+        let start = runtime.clock.now();
+        let mut running = Self { start, flows: Vec::new(), failures: FuturesUnordered::new() };
+        for (number, (publisher, consumer)) in services.into_iter().enumerate() {
+            let flow = Flow::new(
+                runtime.clock.clone(),
+                tag + number as u64,
+                share(load.in_flight, load.connections, number),
+                load.batch,
+                load.schedule(start, number),
+            );
+            running.flows.push(Arc::clone(&flow));
+            // End to end, each channel belongs to one connection; otherwise every connection uses all.
+            let own: Vec<String> = (0..load.channels)
+                .filter(|channel| consumer.is_none() || channel % load.connections == number)
+                .map(|channel| load.channel(channel))
+                .collect();
+            let templates: Arc<[Template]> =
+                own.iter().map(|channel| Template::new(&load.client_id, channel, body.clone())).collect();
+            if let Some(consumer) = consumer {
+                running.consume(load, runtime, meter, &flow, &consumer, own);
+            }
+            let confirmation = if load.mode == Mode::EndToEnd { Confirmation::Refusals } else { Confirmation::Ends };
+            let (meter, clock) = (meter.clone(), runtime.clock.clone());
+            if load.mode == Mode::Unary {
+                running.spawn(runtime, unary::send(publisher, flow, templates, meter, clock));
+            } else {
+                running.spawn(
+                    runtime,
+                    upstream::publish(publisher, flow, templates, load.batch, confirmation, meter, clock),
+                );
+            }
+        }
+        if load.rate.is_some() {
+            pace(runtime, running.flows.clone());
+        }
+        Ok(running)
+    }
+
+    fn consume(
+        &mut self,
+        load: &Load,
+        runtime: &Runtime,
+        meter: &Meter,
+        flow: &Arc<Flow>,
+        service: &Service,
+        channels: Vec<String>,
+    ) {
+        // Less than a channel's share, so that the other messages are on their way while a Get is answered.
+        let share = load.in_flight / load.channels as u64 / 4;
+        let items = load.items.map_or(share.clamp(1, 1024), u64::from);
+        for channel in channels {
+            let asking =
+                Asking { channel, client_id: load.client_id.clone(), items: i32::try_from(items).unwrap_or(i32::MAX) };
+            let (flow, meter, clock) = (Arc::clone(flow), meter.clone(), runtime.clock.clone());
+            self.spawn(runtime, end_to_end::consume(service.clone(), asking, flow, meter, clock));
+        }
+    }
+
+    fn spawn(&mut self, runtime: &Runtime, worker: impl Future<Output = Failure> + Send + 'static) {
+        self.failures.push(runtime.tasks.spawn("bench-connection", OnFailure::Log, worker));
+    }
+
+    /// Waits until `deadline`, or fails with the first connection that does.
+    async fn until(&mut self, runtime: &Runtime, deadline: Instant) -> Result<(), Failure> {
+        match runtime.clock.timeout_at(deadline, self.failures.next()).await {
+            Err(_) => Ok(()),
+            Ok(failure) => Err(failure
+                .and_then(Result::ok)
+                .unwrap_or_else(|| Failure::Refused("a connection's task is gone".to_owned()))),
+        }
+    }
+
+    /// Sends nothing more and waits for the answers to what was sent.
+    async fn drain(&mut self, runtime: &Runtime) -> Result<(), Failure> {
+        self.flows.iter().for_each(|flow| flow.stop());
+        let deadline = runtime.clock.now() + DRAIN;
+        while !self.flows.iter().all(|flow| flow.is_drained()) && runtime.clock.now() < deadline {
+            self.until(runtime, runtime.clock.now() + DRAIN_LOOK).await?;
+        }
+        Ok(())
+    }
+
+    fn unanswered(&self) -> u64 {
+        self.flows.iter().map(|flow| flow.unanswered()).sum()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.flows.iter().for_each(|flow| flow.stop());
+        self.failures.iter().for_each(Task::abort);
+    }
+}
+
+impl Load {
+    /// Returns the schedule of one connection: each takes its share of the rate, shifted so that they alternate.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "small positive numbers"
+    )]
+    fn schedule(&self, start: Instant, connection: usize) -> Option<Schedule> {
+        let nanos_between_requests = 1e9 * self.batch as f64 / self.rate?;
+        let shift = Duration::from_nanos((nanos_between_requests * connection as f64) as u64);
+        Some(Schedule { start: start + shift, nanos_per_request: nanos_between_requests * self.connections as f64 })
+    }
+}
+
+async fn connect(load: &Load) -> Result<Service, Failure> {
+    let channel = client::connect(&client::endpoint(&load.address)?, &load.address).await?;
+    Ok(Service::new(channel, load.token.clone()))
+}
+
+/// Returns the share of the window that one connection has: the first ones take what does not divide.
+fn share(in_flight: u64, connections: usize, number: usize) -> u64 {
+    let connections = connections as u64;
+    in_flight / connections + u64::from((number as u64) < in_flight % connections)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of a second are far below 2^52")]
+fn per_second(messages: u64, time: Duration) -> f64 {
+    messages as f64 / time.as_secs_f64()
+}
+
+/// Wakes the connections of an open loop when their next request is due. The runtime's own timers tick in
+/// milliseconds, which is longer than what is measured; so this waits on a thread of its own.
+fn pace(runtime: &Runtime, flows: Vec<Arc<Flow>>) {
+    drop(runtime.tasks.dedicated("bench-pacer", OnFailure::Log, async move {
+        while flows.iter().any(|flow| !flow.is_stopped()) {
+            let wait = flows.iter().filter_map(|flow| flow.time_to_next()).min().unwrap_or(SLOWEST_PACE);
+            block_for(wait.clamp(FASTEST_PACE, SLOWEST_PACE));
+            flows.iter().for_each(|flow| flow.wake());
+        }
+    }));
+}
+
+#[expect(clippy::disallowed_methods, reason = "a client's pacing, on a thread of its own; no node runs this")]
+fn block_for(time: Duration) {
+    std::thread::sleep(time);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_window_is_shared_without_loss() {
+        for connections in 1..7 {
+            assert_eq!((0..connections).map(|number| share(64, connections, number)).sum::<u64>(), 64);
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! `kubemq bench`: loads for any server that speaks this API, measured without coordinated omission.
+//!
+//! Start reading in [`load`]. A load is a number of connections, each with a [`flow`] that says when the next
+//! request may go and from when it is charged; [`upstream`], [`unary`] and [`end_to_end`] are the three kinds.
+//! The same code is the client of the measurements in `tests/bench`.
+
+mod end_to_end;
+mod flow;
+mod load;
+mod meter;
+pub mod process;
+mod report;
+mod unary;
+mod upstream;
+mod wire;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use kubemq_runtime::Runtime;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+
+pub use load::{Load, Mode, Progress};
+pub use report::{Latency, Report, grouped, grouped_rate, time};
+
+use super::client::{self, Connection, LARGEST_MESSAGE, Token};
+use super::output::{self, Ending, Failure, Format};
+
+/// What a load calls.
+type Service = InterceptedService<Channel, Token>;
+
+/// How many messages an open loop may have unanswered unless it says otherwise.
+const OPEN_LOOP_IN_FLIGHT: u64 = 16_384;
+
+/// How many a closed loop has.
+const CLOSED_LOOP_IN_FLIGHT: u64 = 64;
+
+/// Measure what a broker can do
+#[derive(Debug, clap::Args)]
+pub struct Bench {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    #[command(visible_aliases = ["queues", "q"])]
+    Queue(Queue),
+}
+
+/// Measure queues: throughput, and latency from the time at which each message was meant to be sent
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kubemq bench queue                                     64 in flight on one stream
+  kubemq bench queue --in-flight 1024 --connections 4
+  kubemq bench queue --rate 20000 --duration 30          open loop: latency under a given load
+  kubemq bench queue --mode unary --in-flight 64
+  kubemq bench queue --mode end-to-end --in-flight 1024 --channels 16
+  kubemq bench queue --output json > result.json         progress still goes to the terminal
+
+With --rate the load is an open loop: it does not slow down with the broker, and a message that had to wait
+for its turn is charged for the wait. Without, it is a closed loop of --in-flight messages.
+The messages stay in the channels <prefix>.0, <prefix>.1, … unless --delete is given; end to end, whatever is
+in these channels is consumed.
+
+Exit codes: 0 measured, 1 unreachable or something was refused, 2 wrong usage.")]
+struct Queue {
+    /// What to do with each message
+    #[arg(long, value_enum, default_value = "upstream")]
+    mode: Mode,
+    /// Messages per second (open loop); without it the next message goes when one is answered (closed loop)
+    #[arg(long, value_name = "PER_SECOND", value_parser = positive_rate)]
+    rate: Option<f64>,
+    /// Messages that may be unanswered at a time, over all connections [default: 64, with --rate 16384]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
+    in_flight: Option<u64>,
+    /// Bytes of a message's body
+    #[arg(long, value_name = "BYTES", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=LARGEST_MESSAGE as u64 / 2))]
+    size: u64,
+    /// Channels that the messages go to in turn
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    channels: u32,
+    /// What the names of the channels begin with
+    #[arg(long, value_name = "NAME", default_value = "bench.queue")]
+    prefix: String,
+    /// Connections that send; end to end, as many more receive
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    connections: u32,
+    /// Messages per request
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    batch: u64,
+    /// Messages per Get, end to end [default: a quarter of a channel's share of --in-flight]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    items: Option<u32>,
+    /// Seconds to measure
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = some_seconds)]
+    duration: Duration,
+    /// Seconds to run before measuring
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    warmup: Duration,
+    /// Threads of this client
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: u16,
+    /// Delete the channels afterwards
+    #[arg(long)]
+    delete: bool,
+}
+
+impl Bench {
+    /// Runs the command and returns the exit code of the process.
+    #[must_use]
+    pub fn run(self) -> ExitCode {
+        let Command::Queue(queue) = &self.command;
+        let threads = usize::from(queue.threads);
+        output::finish(client::run_on(threads, |runtime| async move { queue.run(&self.connection, &runtime).await }))
+    }
+}
+
+impl Queue {
+    async fn run(&self, connection: &Connection, runtime: &Runtime) -> Result<Ending, Failure> {
+        let load = self.load(connection)?;
+        let for_people = connection.output == Format::Table;
+        if for_people {
+            output::line(self.heading(&load))?;
+        }
+        let report = load.run(runtime, |progress| output::note(format_args!("{}", progress_line(progress)))).await;
+        if self.delete {
+            delete_channels(&load, connection, runtime).await?;
+        }
+        let report = report?;
+        if for_people {
+            output::line(report.text())?;
+        } else {
+            output::json(&report)?;
+        }
+        match report.first_refusal {
+            None => Ok(Ending::Done),
+            Some(text) => Err(Failure::Refused(format!("the broker refused {} messages: {text}", report.refused))),
+        }
+    }
+
+    fn load(&self, connection: &Connection) -> Result<Load, Failure> {
+        let default_in_flight = if self.rate.is_some() { OPEN_LOOP_IN_FLIGHT } else { CLOSED_LOOP_IN_FLIGHT };
+        let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        Ok(Load {
+            address: connection.address.clone(),
+            token: connection.token()?,
+            client_id: connection.client_id.clone(),
+            mode: self.mode,
+            rate: self.rate,
+            in_flight: self.in_flight.unwrap_or(default_in_flight),
+            size: usize::try_from(self.size).unwrap_or(usize::MAX),
+            channels: count(self.channels),
+            prefix: self.prefix.clone(),
+            connections: count(self.connections),
+            batch: self.batch,
+            items: self.items,
+            duration: self.duration,
+            warm_up: self.warmup,
+        })
+    }
+
+    fn heading(&self, load: &Load) -> String {
+        let pace = load.rate.map_or_else(
+            || format!("{} in flight", grouped(load.in_flight)),
+            |rate| format!("{} msg/s, at most {} in flight", grouped_rate(rate), grouped(load.in_flight)),
+        );
+        format!(
+            "{:?} at {}: {pace}, {} bytes, {} per request, channels {}, connections {}, for {} s after {} s",
+            load.mode,
+            load.address,
+            load.size,
+            load.batch,
+            load.channels,
+            load.connections,
+            load.duration.as_secs_f64(),
+            load.warm_up.as_secs_f64()
+        )
+    }
+}
+
+fn progress_line(progress: &Progress) -> String {
+    let mut line = format!(
+        "{:>4.0} s  {:>9} msg/s  p50 {:>8}  p99 {:>8}  unanswered {}",
+        progress.elapsed.as_secs_f64(),
+        grouped_rate(progress.rate),
+        time(progress.p50_us),
+        time(progress.p99_us),
+        grouped(progress.unanswered)
+    );
+    if progress.refused > 0 {
+        line.push_str(&format!("  refused {}", grouped(progress.refused)));
+    }
+    if progress.warming_up {
+        line.push_str("  (warm-up)");
+    }
+    line
+}
+
+async fn delete_channels(load: &Load, connection: &Connection, runtime: &Runtime) -> Result<(), Failure> {
+    let mut client = connection.connect().await?;
+    for number in 0..load.channels {
+        let channel = load.channel(number);
+        let tags = [("channel_type", "queues"), ("channel", channel.as_str())];
+        super::channels::manage(&mut client, runtime, &load.client_id, "delete-channel", &tags).await?;
+    }
+    Ok(())
+}
+
+fn stream_ended() -> Failure {
+    Failure::Refused("the broker ended the stream".to_owned())
+}
+
+fn positive_rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.01..=1e9).contains(&rate) { Ok(rate) } else { Err("not between 0.01 and 1000000000".to_owned()) }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.0..=86_400.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("not between 0 and 86400".to_owned())
+    }
+}
+
+fn some_seconds(text: &str) -> Result<Duration, String> {
+    seconds(text).and_then(|time| if time.is_zero() { Err("must be longer than 0".to_owned()) } else { Ok(time) })
+}
