@@ -1,1 +1,39 @@
-//! Placeholder.
+//! The pure heart of the broker: committed operations go in, answers and effects come out.
+//!
+//! [`State::apply`] is a function of what it is given. It takes no clock, draws no random number, touches no file and
+//! no socket, never waits, never fails and never panics, so that every node that applies the same entries reaches the
+//! same state. Bodies are not kept here: a message is a reference to the entry and part that carries it.
+
+mod channel;
+mod codec;
+mod copies;
+mod digest;
+mod effect;
+pub mod limits;
+mod living;
+mod name;
+mod operation;
+mod origins;
+mod queue;
+mod reference;
+mod restore;
+mod runs;
+mod sequences;
+mod settled;
+mod snapshot;
+mod state;
+mod timers;
+
+pub use channel::{Channel, ChannelId, Location, Totals};
+pub use copies::Copy;
+pub use effect::{Answer, Applied, BatchAnswer, BlockKey, Effect, Outcome, Refusal};
+pub use limits::Limits;
+pub use living::Living;
+pub use name::{Kind, Name, NameError};
+pub use operation::{DecodeError, MoveItem, MoveMode, Operation, TimerRef, publish_head};
+pub use origins::BatchView;
+pub use restore::RestoreError;
+pub use runs::{Run, decode_run_block};
+pub use sequences::Sequences;
+pub use snapshot::Snapshot;
+pub use state::State;

@@ -1,0 +1,321 @@
+//! One channel: which messages it holds and where their bodies lie. It stores and settles; what that means for others
+//! (moves, timers, limits) is decided in [`crate::state`].
+
+use std::sync::Arc;
+
+use crate::copies::{Copies, Copy};
+use crate::name::Kind;
+use crate::reference::Reference;
+use crate::restore::Head;
+use crate::runs::{Runs, SealedBlock};
+use crate::sequences::Sequences;
+use crate::settled::Settled;
+
+/// What a channel costs in RAM when it is empty, besides its name: itself and its places in two trees.
+const CHANNEL_BYTES: u64 = 352;
+
+/// Names one life of a channel: after delete and create the same name has another id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChannelId(pub u64);
+
+/// What happened in a channel since it was created. Counters stop at their greatest value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Messages that were stored; a return to the same channel is no new one.
+    pub sent: u64,
+    /// Their size.
+    pub sent_bytes: u64,
+    /// Messages that were acked, purged, or moved away.
+    pub settled: u64,
+    /// Their size.
+    pub settled_bytes: u64,
+    /// Messages that were dropped because they had expired.
+    pub expired: u64,
+    /// Messages that left for a dead-letter channel; they count as settled too.
+    pub dead_lettered: u64,
+    /// Messages that came back to be delivered again.
+    pub redelivered: u64,
+    /// Messages that wait for their delay now.
+    pub delayed: u64,
+}
+
+/// Where a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location<'a> {
+    /// Entry that carries the body.
+    pub entry: u64,
+    /// Part of that entry.
+    pub part: u16,
+    /// Size of the message; among messages of one run an equal share.
+    pub bytes: u64,
+    /// What differs from the first publish, when it was stored again.
+    pub copy: Option<&'a Copy>,
+}
+
+/// What one settling took away.
+#[derive(Debug, Default)]
+pub(crate) struct Gone {
+    pub(crate) count: u64,
+    pub(crate) bytes: u64,
+    pub(crate) sequences: Sequences,
+    /// Sealed blocks of runs in which nothing is left.
+    pub(crate) dropped: Vec<u64>,
+}
+
+/// One channel.
+#[derive(Clone, Debug)]
+pub struct Channel {
+    id: ChannelId,
+    kind: Kind,
+    pub(crate) explicit: bool,
+    name: Arc<str>,
+    /// The sequence that the next message gets.
+    next: u64,
+    pub(crate) settled: Settled,
+    pub(crate) runs: Runs,
+    pub(crate) copies: Copies,
+    waiting: u64,
+    waiting_bytes: u64,
+    pub(crate) totals: Totals,
+    pub(crate) last_activity: u64,
+}
+
+impl Channel {
+    pub(crate) fn new(id: ChannelId, kind: Kind, name: Arc<str>, time: u64) -> Self {
+        Self {
+            id,
+            kind,
+            explicit: false,
+            name,
+            next: 1,
+            settled: Settled::new(),
+            runs: Runs::default(),
+            copies: Copies::default(),
+            waiting: 0,
+            waiting_bytes: 0,
+            totals: Totals::default(),
+            last_activity: time,
+        }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> ChannelId {
+        self.id
+    }
+
+    /// Its kind.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Whether somebody created it on purpose; others are tidied away when they are empty and idle.
+    #[must_use]
+    pub fn is_explicit(&self) -> bool {
+        self.explicit
+    }
+
+    /// The sequence that the next message gets.
+    #[must_use]
+    pub fn next_sequence(&self) -> u64 {
+        self.next
+    }
+
+    /// The lowest sequence that is stored and not settled.
+    #[must_use]
+    pub fn first_sequence(&self) -> Option<u64> {
+        self.next_alive(1)
+    }
+
+    /// The highest sequence that is stored and not settled.
+    #[must_use]
+    pub fn last_sequence(&self) -> Option<u64> {
+        self.settled.previous_unsettled(self.next - 1)
+    }
+
+    /// Messages that are stored and not settled, held ones included.
+    #[must_use]
+    pub fn waiting(&self) -> u64 {
+        self.waiting
+    }
+
+    /// Their size.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> u64 {
+        self.waiting_bytes
+    }
+
+    /// What happened here so far.
+    #[must_use]
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// When something was last stored, settled or created here, in nanoseconds.
+    #[must_use]
+    pub fn last_activity(&self) -> u64 {
+        self.last_activity
+    }
+
+    /// The first sequence at or after `from` that is stored and not settled.
+    #[must_use]
+    pub fn next_alive(&self, from: u64) -> Option<u64> {
+        if from >= self.next {
+            return None;
+        }
+        Some(self.settled.next_unsettled(from)).filter(|sequence| *sequence < self.next)
+    }
+
+    /// Whether `sequence` is stored and not settled.
+    #[must_use]
+    pub fn is_alive(&self, sequence: u64) -> bool {
+        sequence > 0 && sequence < self.next && !self.settled.is_settled(sequence)
+    }
+
+    /// Where the message with this sequence is; `None` when it is settled or was never stored.
+    #[must_use]
+    pub fn locate(&self, sequence: u64) -> Option<Location<'_>> {
+        if !self.is_alive(sequence) {
+            return None;
+        }
+        if let Some(copy) = self.copies.find(sequence) {
+            let (entry, part) = (copy.body.entry(), copy.body.part());
+            return Some(Location { entry, part, bytes: u64::from(copy.bytes), copy: Some(copy) });
+        }
+        let run = self.runs.find(sequence)?;
+        let body = run.reference(sequence);
+        let bytes = run.share(sequence, sequence + 1);
+        Some(Location { entry: body.entry(), part: body.part(), bytes, copy: None })
+    }
+
+    /// Whether nothing is stored here and nothing is on its way.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting == 0 && self.totals.delayed == 0
+    }
+
+    /// What this channel costs in RAM.
+    #[must_use]
+    pub fn index_bytes(&self) -> u64 {
+        CHANNEL_BYTES
+            + self.name.len() as u64
+            + self.runs.index_bytes()
+            + self.copies.index_bytes()
+            + self.settled.index_bytes()
+    }
+
+    /// Stores a message whose body lies at `body`.
+    pub(crate) fn store(&mut self, body: Reference, bytes: u32) -> (u64, Option<SealedBlock>) {
+        let sequence = self.next;
+        let sealed = self.runs.push(sequence, body, bytes);
+        self.stored(u64::from(bytes));
+        (sequence, sealed)
+    }
+
+    /// Stores a copy; its sequence is set here.
+    pub(crate) fn store_copy(&mut self, copy: Copy) -> u64 {
+        let sequence = self.next;
+        let bytes = u64::from(copy.bytes);
+        self.copies.push(Copy { sequence, ..copy });
+        self.stored(bytes);
+        sequence
+    }
+
+    fn stored(&mut self, bytes: u64) {
+        self.next += 1;
+        self.waiting += 1;
+        self.waiting_bytes = self.waiting_bytes.saturating_add(bytes);
+    }
+
+    /// Counts a message as sent to this channel.
+    pub(crate) fn count_sent(&mut self, bytes: u64) {
+        self.totals.sent = self.totals.sent.saturating_add(1);
+        self.totals.sent_bytes = self.totals.sent_bytes.saturating_add(bytes);
+    }
+
+    /// Counts messages as taken from this channel.
+    pub(crate) fn count_settled(&mut self, count: u64, bytes: u64) {
+        self.totals.settled = self.totals.settled.saturating_add(count);
+        self.totals.settled_bytes = self.totals.settled_bytes.saturating_add(bytes);
+    }
+
+    /// Settles whatever is alive from `first` to `last`, both included.
+    pub(crate) fn settle(&mut self, first: u64, last: u64, gone: &mut Gone) {
+        let end = last.saturating_add(1).min(self.next);
+        let mut from = self.settled.next_unsettled(first.min(self.next));
+        while from < end {
+            let to = self.settled.next_settled(from, end);
+            self.settled.mark(from, to, self.next);
+            let (runs, run_bytes) = self.runs.settle(from, to, &mut gone.dropped);
+            let (copies, copy_bytes) = self.copies.settle(from, to);
+            debug_assert_eq!(runs + copies, to - from, "every sequence that is alive is in a run or a copy");
+            self.waiting = self.waiting.saturating_sub(to - from);
+            self.waiting_bytes = self.waiting_bytes.saturating_sub(run_bytes + copy_bytes);
+            gone.count += to - from;
+            gone.bytes += run_bytes + copy_bytes;
+            gone.sequences.add_range(from, to - 1);
+            from = self.settled.next_unsettled(to);
+        }
+    }
+
+    /// Ranges `[first, end)` of what is alive inside `[from, to)`.
+    pub(crate) fn alive_ranges(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let end = to.min(self.next);
+        let mut next = from;
+        std::iter::from_fn(move || {
+            let first = self.settled.next_unsettled(next.min(end));
+            if first >= end {
+                return None;
+            }
+            next = self.settled.next_settled(first, end);
+            Some((first, next))
+        })
+    }
+
+    /// A channel without messages, to be filled from what was written down.
+    pub(crate) fn restore(head: &Head, settled: Settled) -> Self {
+        Self {
+            explicit: head.explicit,
+            next: head.next,
+            settled,
+            totals: head.totals,
+            last_activity: head.last_activity,
+            ..Self::new(head.id, head.kind, Arc::clone(&head.name), 0)
+        }
+    }
+
+    /// Counts what waits, after everything was filled in; `None` when runs, copies and marks do not fit together.
+    pub(crate) fn restored(&mut self) -> Option<()> {
+        let mut waiting: u64 = 0;
+        for (first, end) in self.alive_ranges(1, self.next) {
+            waiting += end - first;
+        }
+        let mut bytes: u64 = 0;
+        let mut in_runs: u64 = 0;
+        for (_, block) in self.runs.blocks() {
+            for run in block.runs() {
+                for (first, end) in self.alive_ranges(run.first_sequence, run.end()) {
+                    in_runs += end - first;
+                    bytes = bytes.saturating_add(run.share(first, end));
+                }
+            }
+        }
+        for copy in self.copies.iter() {
+            let overlaps = self.runs.find(copy.sequence).is_some();
+            if overlaps || self.settled.is_settled(copy.sequence) {
+                return None;
+            }
+            bytes = bytes.saturating_add(u64::from(copy.bytes));
+        }
+        self.waiting = waiting;
+        self.waiting_bytes = bytes;
+        (in_runs + self.copies.count() == waiting).then_some(())
+    }
+}

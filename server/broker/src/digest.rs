@@ -1,0 +1,95 @@
+//! A number for the content of a state, to compare replicas by. It looks at what is stored, not at how it is cut into
+//! blocks, and costs a walk over everything.
+
+use crate::channel::Channel;
+use crate::codec::Checksum;
+use crate::snapshot::{outcome_as_numbers, totals_as_list};
+use crate::state::State;
+
+/// The digest of a state.
+pub(crate) fn digest(state: &State) -> u64 {
+    let mut sum = Checksum::new();
+    for number in [state.limits.channels, state.limits.index_bytes, state.limits.origins, state.entry, state.time] {
+        sum.word(number);
+    }
+    sum.word(state.channels.len() as u64);
+    for channel in state.channels.values() {
+        add_channel(&mut sum, channel);
+    }
+    sum.word(state.timers.count());
+    sum.word(timers(state));
+    for (node, origin) in state.origins.iter() {
+        for number in [node, origin.epoch, origin.last, origin.entry, origin.kept.len() as u64] {
+            sum.word(number);
+        }
+        for results in &origin.kept {
+            sum.word(results.len() as u64);
+            for outcome in results.iter() {
+                let (tag, first, second) = outcome_as_numbers(*outcome);
+                sum.word(u64::from(tag));
+                sum.word(first);
+                sum.word(second);
+            }
+        }
+    }
+    sum.value()
+}
+
+/// Far timers have no order, so what each of them amounts to is added up.
+fn timers(state: &State) -> u64 {
+    state.timers.iter().fold(0_u64, |all, timer| {
+        let mut sum = Checksum::new();
+        sum.word(timer.due);
+        sum.word(timer.body.word());
+        sum.word(timer.channel.0);
+        sum.word(u64::from(timer.expiration.0));
+        sum.word(u64::from(timer.bytes));
+        all.wrapping_add(sum.value())
+    })
+}
+
+fn add_channel(sum: &mut Checksum, channel: &Channel) {
+    sum.word(channel.id().0);
+    sum.word(u64::from(channel.kind().number()));
+    sum.word(u64::from(channel.is_explicit()));
+    sum.slice(channel.name().as_bytes());
+    let numbers = [channel.next_sequence(), channel.waiting(), channel.waiting_bytes(), channel.last_activity()];
+    for number in numbers.into_iter().chain(totals_as_list(channel.totals())) {
+        sum.word(number);
+    }
+    // The stretches of messages that lie together, however many runs hold them.
+    let mut stretch: Option<(u64, u64, u64)> = None;
+    for (_, block) in channel.runs.blocks() {
+        for run in block.runs() {
+            for (first, end) in channel.alive_ranges(run.first_sequence, run.end()) {
+                let body = run.reference(first).word();
+                stretch = match stretch {
+                    Some((start, at, count)) if start + count == first && at + count == body => {
+                        Some((start, at, count + end - first))
+                    }
+                    before => {
+                        add_stretch(sum, before);
+                        Some((first, body, end - first))
+                    }
+                };
+            }
+        }
+    }
+    add_stretch(sum, stretch);
+    for copy in channel.copies.iter() {
+        let flags = u64::from(copy.cleared_policy) | u64::from(copy.fresh) << 1;
+        let numbers = [copy.sequence, copy.body.word(), copy.time, copy.expires_at, u64::from(copy.receive_count)];
+        for number in numbers.into_iter().chain([u64::from(copy.bytes), flags]) {
+            sum.word(number);
+        }
+        sum.slice(copy.rerouted_from.as_deref().unwrap_or_default().as_bytes());
+    }
+}
+
+fn add_stretch(sum: &mut Checksum, stretch: Option<(u64, u64, u64)>) {
+    if let Some((first, body, count)) = stretch {
+        sum.word(first);
+        sum.word(body);
+        sum.word(count);
+    }
+}

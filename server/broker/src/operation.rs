@@ -1,0 +1,469 @@
+//! Operations: the changes that entries carry, and their bytes. Each opens with its code and the version of its
+//! layout. Decoding is total: what this version does not know or cannot read is a [`DecodeError`], never a panic, and
+//! `apply` answers it with a refusal.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::channel::ChannelId;
+use crate::codec::{Malformed, put_number, take_byte, take_bytes, take_number, take_number_u16, take_number_u32};
+use crate::limits::{MOVE_ITEMS, RELEASE_TIMERS};
+use crate::name::{Kind, Name, NameError};
+use crate::sequences::Sequences;
+
+/// The layout that this version writes and reads, for every operation.
+const VERSION: u8 = 1;
+
+const PUBLISH: u8 = 1;
+const ACK: u8 = 2;
+const MOVE: u8 = 3;
+const DROP: u8 = 4;
+const RELEASE: u8 = 5;
+const CREATE: u8 = 6;
+const DELETE: u8 = 7;
+const PURGE: u8 = 8;
+const BEAT: u8 = 9;
+const TIDY: u8 = 10;
+
+/// What a [`Operation::Move`] means for the copies that it stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum MoveMode {
+    /// Nack, reject, visibility expired: the message returns; origin and policy stay as they are.
+    Return = 1,
+    /// The receive limit was reached: the policy is cleared and the copy names the channel it came from.
+    DeadLetter = 2,
+    /// Requeue or resend: a fresh send of a copy; where it came from earlier is forgotten.
+    Requeue = 3,
+}
+
+/// One message that is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MoveItem {
+    /// Sequence in the channel that it leaves.
+    pub sequence: u64,
+    /// Receive count that the copy stores.
+    pub receive_count: u32,
+    /// When the copy expires, in nanoseconds; 0 for never.
+    pub expires_at: u64,
+}
+
+/// Names one delayed message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TimerRef {
+    /// When it is due, in nanoseconds.
+    pub due: u64,
+    /// Entry that carries it.
+    pub entry: u64,
+    /// Part of that entry.
+    pub part: u16,
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Stores a message at the tail, or a timer when it has a delay. Creates the channel when needed.
+    Publish {
+        /// Kind of the channel; only stored kinds are taken.
+        kind: Kind,
+        /// Name of the channel.
+        channel: Name,
+        /// Delay in milliseconds; 0 for none.
+        delay_ms: u64,
+        /// Time to live in milliseconds, from when it becomes visible; 0 for ever.
+        expiration_ms: u64,
+        /// The encoded message: it stays where it is, only its length is counted.
+        message: Bytes,
+    },
+    /// Settles messages. Those that are gone are ignored.
+    Ack {
+        /// The channel.
+        channel: ChannelId,
+        /// Which ones.
+        sequences: Sequences,
+    },
+    /// Settles messages here and stores copies there, all or nothing. Those that are gone are ignored.
+    Move {
+        /// The channel that they leave.
+        from: ChannelId,
+        /// Kind and name of the channel that they go to; it may be the same.
+        to: (Kind, Name),
+        /// What becomes of them.
+        mode: MoveMode,
+        /// Which ones, in the order in which they are stored.
+        items: Vec<MoveItem>,
+    },
+    /// Removes messages that were found expired, and counts them as such.
+    Drop {
+        /// The channel.
+        channel: ChannelId,
+        /// Which ones.
+        sequences: Sequences,
+    },
+    /// Stores delayed messages that are due. Those that are unknown, or not due at the entry's time, are ignored.
+    Release {
+        /// Which ones, in the order in which they are stored.
+        timers: Vec<TimerRef>,
+    },
+    /// Creates a channel, or marks one that exists as wanted.
+    Create {
+        /// Its kind.
+        kind: Kind,
+        /// Its name.
+        channel: Name,
+    },
+    /// Deletes a channel with everything in it.
+    Delete {
+        /// Its kind.
+        kind: Kind,
+        /// Its name.
+        channel: Name,
+    },
+    /// Settles everything that is stored up to a sequence and not held by somebody.
+    Purge {
+        /// Kind of the channel.
+        kind: Kind,
+        /// Name of the channel.
+        channel: Name,
+        /// Last sequence that is meant.
+        upto: u64,
+        /// What stays.
+        held: Sequences,
+    },
+    /// Carries the entry's time, nothing else.
+    Beat,
+    /// Deletes a channel that nobody created explicitly, if it is still empty and was not used since.
+    Tidy {
+        /// The channel.
+        channel: ChannelId,
+        /// The last activity that the proposer saw; a later one keeps the channel.
+        last_activity: u64,
+    },
+}
+
+/// Why bytes are no operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The bytes end too early.
+    #[error("an operation ends in the middle of a value")]
+    Truncated,
+    /// A number does not fit its type.
+    #[error("an operation holds a number that is out of range")]
+    Number,
+    /// The code is not known to this version.
+    #[error("an operation has the unknown code {0}")]
+    UnknownCode(u8),
+    /// The layout is not known to this version.
+    #[error("an operation with code {code} has the unknown version {version}")]
+    UnknownVersion {
+        /// The code.
+        code: u8,
+        /// The version.
+        version: u8,
+    },
+    /// The number names no kind.
+    #[error("an operation names the unknown channel kind {0}")]
+    UnknownKind(u8),
+    /// The number names no mode.
+    #[error("an operation names the unknown move mode {0}")]
+    UnknownMode(u8),
+    /// The channel name is refused.
+    #[error("{0}")]
+    Name(#[from] NameError),
+    /// A list is longer than its limit.
+    #[error("an operation lists more than its limit allows")]
+    TooMany,
+    /// A list of sequences is not in order.
+    #[error("an operation lists sequences out of order")]
+    Unsorted,
+    /// Bytes are left behind the operation.
+    #[error("an operation is followed by bytes that do not belong to it")]
+    Trailing,
+}
+
+impl From<Malformed> for DecodeError {
+    fn from(error: Malformed) -> Self {
+        match error {
+            Malformed::Truncated => Self::Truncated,
+            Malformed::Number => Self::Number,
+        }
+    }
+}
+
+/// Writes what stands before the message of a [`Operation::Publish`]; whatever is appended to `out` afterwards is the
+/// message. Saves the copy when the message is encoded straight into the same buffer.
+pub fn publish_head(out: &mut BytesMut, kind: Kind, channel: &Name, delay_ms: u64, expiration_ms: u64) {
+    head(out, PUBLISH);
+    put_channel(out, kind, channel);
+    put_number(out, delay_ms);
+    put_number(out, expiration_ms);
+}
+
+impl Operation {
+    /// Appends the bytes of this operation.
+    pub fn encode(&self, out: &mut BytesMut) {
+        match self {
+            Self::Publish { kind, channel, delay_ms, expiration_ms, message } => {
+                out.reserve(message.len() + channel.as_bytes().len() + 32);
+                publish_head(out, *kind, channel, *delay_ms, *expiration_ms);
+                out.put_slice(message);
+            }
+            Self::Ack { channel, sequences } => {
+                head(out, ACK);
+                put_number(out, channel.0);
+                sequences.encode(out);
+            }
+            Self::Move { from, to: (kind, name), mode, items } => {
+                head(out, MOVE);
+                put_number(out, from.0);
+                put_channel(out, *kind, name);
+                out.put_u8(*mode as u8);
+                put_number(out, items.len() as u64);
+                for item in items {
+                    put_number(out, item.sequence);
+                    put_number(out, u64::from(item.receive_count));
+                    put_number(out, item.expires_at);
+                }
+            }
+            Self::Drop { channel, sequences } => {
+                head(out, DROP);
+                put_number(out, channel.0);
+                sequences.encode(out);
+            }
+            Self::Release { timers } => {
+                head(out, RELEASE);
+                put_number(out, timers.len() as u64);
+                for timer in timers {
+                    put_number(out, timer.due);
+                    put_number(out, timer.entry);
+                    put_number(out, u64::from(timer.part));
+                }
+            }
+            Self::Create { kind, channel } => {
+                head(out, CREATE);
+                put_channel(out, *kind, channel);
+            }
+            Self::Delete { kind, channel } => {
+                head(out, DELETE);
+                put_channel(out, *kind, channel);
+            }
+            Self::Purge { kind, channel, upto, held } => {
+                head(out, PURGE);
+                put_channel(out, *kind, channel);
+                put_number(out, *upto);
+                held.encode(out);
+            }
+            Self::Beat => head(out, BEAT),
+            Self::Tidy { channel, last_activity } => {
+                head(out, TIDY);
+                put_number(out, channel.0);
+                put_number(out, *last_activity);
+            }
+        }
+    }
+
+    /// The bytes of this operation.
+    #[must_use]
+    pub fn to_bytes(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        self.encode(&mut out);
+        out.freeze()
+    }
+
+    /// Reads an operation. Name and message are slices of `bytes`.
+    pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
+        let mut rest = bytes.clone();
+        let code = take_byte(&mut rest)?;
+        if !(PUBLISH..=TIDY).contains(&code) {
+            return Err(DecodeError::UnknownCode(code));
+        }
+        let version = take_byte(&mut rest)?;
+        if version != VERSION {
+            return Err(DecodeError::UnknownVersion { code, version });
+        }
+        let operation = match code {
+            PUBLISH => {
+                let (kind, channel) = take_channel(&mut rest)?;
+                let delay_ms = take_number(&mut rest)?;
+                let expiration_ms = take_number(&mut rest)?;
+                return Ok(Self::Publish { kind, channel, delay_ms, expiration_ms, message: rest });
+            }
+            ACK => Self::Ack { channel: take_id(&mut rest)?, sequences: Sequences::decode(&mut rest)? },
+            MOVE => decode_move(&mut rest)?,
+            DROP => Self::Drop { channel: take_id(&mut rest)?, sequences: Sequences::decode(&mut rest)? },
+            RELEASE => decode_release(&mut rest)?,
+            CREATE => {
+                let (kind, channel) = take_channel(&mut rest)?;
+                Self::Create { kind, channel }
+            }
+            DELETE => {
+                let (kind, channel) = take_channel(&mut rest)?;
+                Self::Delete { kind, channel }
+            }
+            PURGE => {
+                let (kind, channel) = take_channel(&mut rest)?;
+                let upto = take_number(&mut rest)?;
+                Self::Purge { kind, channel, upto, held: Sequences::decode(&mut rest)? }
+            }
+            TIDY => Self::Tidy { channel: take_id(&mut rest)?, last_activity: take_number(&mut rest)? },
+            _ => Self::Beat,
+        };
+        if rest.is_empty() { Ok(operation) } else { Err(DecodeError::Trailing) }
+    }
+}
+
+fn head(out: &mut BytesMut, code: u8) {
+    out.put_u8(code);
+    out.put_u8(VERSION);
+}
+
+fn put_channel(out: &mut BytesMut, kind: Kind, name: &Name) {
+    out.put_u8(kind.number());
+    put_number(out, name.as_bytes().len() as u64);
+    out.put_slice(name.as_bytes());
+}
+
+fn take_channel(from: &mut Bytes) -> Result<(Kind, Name), DecodeError> {
+    let number = take_byte(from)?;
+    let kind = Kind::from_number(number).ok_or(DecodeError::UnknownKind(number))?;
+    let name = Name::from_bytes(take_bytes(from)?)?;
+    Ok((kind, name))
+}
+
+fn take_id(from: &mut Bytes) -> Result<ChannelId, DecodeError> {
+    Ok(ChannelId(take_number(from)?))
+}
+
+fn decode_move(from: &mut Bytes) -> Result<Operation, DecodeError> {
+    let source = take_id(from)?;
+    let to = take_channel(from)?;
+    let mode = match take_byte(from)? {
+        1 => MoveMode::Return,
+        2 => MoveMode::DeadLetter,
+        3 => MoveMode::Requeue,
+        other => return Err(DecodeError::UnknownMode(other)),
+    };
+    let count = take_number(from)?;
+    if count > MOVE_ITEMS as u64 {
+        return Err(DecodeError::TooMany);
+    }
+    let mut items = Vec::with_capacity((count as usize).min(from.len() / 3));
+    for _ in 0..count {
+        let sequence = take_number(from)?;
+        let receive_count = take_number_u32(from)?;
+        let expires_at = take_number(from)?;
+        items.push(MoveItem { sequence, receive_count, expires_at });
+    }
+    Ok(Operation::Move { from: source, to, mode, items })
+}
+
+fn decode_release(from: &mut Bytes) -> Result<Operation, DecodeError> {
+    let count = take_number(from)?;
+    if count > RELEASE_TIMERS as u64 {
+        return Err(DecodeError::TooMany);
+    }
+    let mut timers = Vec::with_capacity((count as usize).min(from.len() / 3));
+    for _ in 0..count {
+        let due = take_number(from)?;
+        let entry = take_number(from)?;
+        let part = take_number_u16(from)?;
+        timers.push(TimerRef { due, entry, part });
+    }
+    Ok(Operation::Release { timers })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    fn examples() -> Vec<Operation> {
+        let sequences: Sequences = [1, 2, 3, 9, 40].into_iter().collect();
+        let items = vec![
+            MoveItem { sequence: 7, receive_count: 3, expires_at: 0 },
+            MoveItem { sequence: 2, receive_count: u32::MAX, expires_at: u64::MAX },
+        ];
+        vec![
+            Operation::Publish {
+                kind: Kind::Queue,
+                channel: name("orders"),
+                delay_ms: 300,
+                expiration_ms: 70_000,
+                message: Bytes::from_static(b"body"),
+            },
+            Operation::Publish {
+                kind: Kind::EventsStore,
+                channel: name("x"),
+                delay_ms: 0,
+                expiration_ms: 0,
+                message: Bytes::new(),
+            },
+            Operation::Ack { channel: ChannelId(77), sequences: sequences.clone() },
+            Operation::Move { from: ChannelId(1), to: (Kind::Queue, name("dead")), mode: MoveMode::DeadLetter, items },
+            Operation::Drop { channel: ChannelId(u64::MAX), sequences: Sequences::range(1, u64::MAX) },
+            Operation::Release { timers: vec![TimerRef { due: 5, entry: 6, part: 7 }] },
+            Operation::Create { kind: Kind::Queries, channel: name("q") },
+            Operation::Delete { kind: Kind::Events, channel: name("é") },
+            Operation::Purge { kind: Kind::Queue, channel: name("q"), upto: 99, held: sequences },
+            Operation::Beat,
+            Operation::Tidy { channel: ChannelId(4), last_activity: 1 << 60 },
+        ]
+    }
+
+    #[test]
+    fn operations_come_back() {
+        for operation in examples() {
+            let bytes = operation.to_bytes();
+            assert_eq!(Operation::decode(&bytes), Ok(operation));
+        }
+    }
+
+    #[test]
+    fn the_message_stays_where_it_is() {
+        let operation = examples().remove(0);
+        let bytes = operation.to_bytes();
+        let Ok(Operation::Publish { message, .. }) = Operation::decode(&bytes) else { panic!("a publish") };
+        assert_eq!(message.as_ptr(), bytes[bytes.len() - 4..].as_ptr());
+    }
+
+    #[test]
+    fn every_shortened_operation_is_refused_or_a_shorter_publish() {
+        for operation in examples() {
+            let bytes = operation.to_bytes();
+            for length in 0..bytes.len() {
+                match Operation::decode(&bytes.slice(..length)) {
+                    Ok(Operation::Publish { .. }) => assert!(matches!(operation, Operation::Publish { .. })),
+                    Ok(other) => panic!("{operation:?} cut to {length} bytes became {other:?}"),
+                    Err(_) => {}
+                }
+            }
+            if !matches!(operation, Operation::Publish { .. }) {
+                let mut longer = BytesMut::from(&bytes[..]);
+                longer.put_u8(0);
+                assert_eq!(Operation::decode(&longer.freeze()), Err(DecodeError::Trailing), "{operation:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_named() {
+        for (bytes, expected) in [
+            (&[][..], DecodeError::Truncated),
+            (&[0, 1], DecodeError::UnknownCode(0)),
+            (&[11, 1], DecodeError::UnknownCode(11)),
+            (&[9], DecodeError::Truncated),
+            (&[9, 2], DecodeError::UnknownVersion { code: 9, version: 2 }),
+            (&[6, 1, 9, 1, b'a'], DecodeError::UnknownKind(9)),
+            (&[6, 1, 1, 0], DecodeError::Name(NameError::Empty)),
+            (&[6, 1, 1, 1, 0xff], DecodeError::Name(NameError::NotText)),
+            (&[3, 1, 5, 1, 1, b'a', 4, 0], DecodeError::UnknownMode(4)),
+            (&[3, 1, 5, 1, 1, b'a', 1, 0x81, 0x20], DecodeError::TooMany),
+            (&[5, 1, 0x81, 0x08], DecodeError::TooMany),
+            (&[2, 1, 5, 0x81, 0x80, 0x01], DecodeError::TooMany),
+        ] {
+            assert_eq!(Operation::decode(&Bytes::copy_from_slice(bytes)), Err(expected), "{bytes:?}");
+        }
+    }
+}

@@ -1,0 +1,493 @@
+//! Reads a state back that [`crate::snapshot`] wrote. Total on any bytes: whatever is damaged, cut off, put together
+//! wrongly or of another version is a [`RestoreError`], and nothing is taken that would break the state later.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::channel::{Channel, ChannelId, Totals};
+use crate::codec::{
+    Checksum, Malformed, take_byte, take_bytes, take_number, take_number_u16, take_number_u32, take_word,
+};
+use crate::copies::Copy;
+use crate::effect::{Outcome, Refusal};
+use crate::limits::{BITMAP_BLOCK, COPIES_PER_BLOCK, Limits, RUNS_PER_BLOCK, SNAPSHOT_RECORD};
+use crate::name::{Kind, Name, NameKey};
+use crate::origins::Origin;
+use crate::reference::Reference;
+use crate::runs::{Run, Runs};
+use crate::settled::{Bits, Settled};
+use crate::snapshot::{CHANNEL, COPIES, END, FULL, HEADER, MAGIC, ORIGIN, PARTIAL, RESULTS, RUNS, TIMERS, VERSION};
+use crate::state::State;
+use crate::timers::{Expiration, Timer};
+
+/// Sequences stay below this bound, so that counting on never overflows.
+const SEQUENCE_BOUND: u64 = 1 << 62;
+
+/// Why bytes are no snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// The bytes end too early.
+    #[error("the snapshot ends too early")]
+    Truncated,
+    /// It does not begin like a snapshot.
+    #[error("this is not a snapshot")]
+    NotASnapshot,
+    /// It was written by a version that this one does not know.
+    #[error("the snapshot has the unknown version {0}")]
+    UnknownVersion(u8),
+    /// Its checksum does not fit.
+    #[error("the snapshot is damaged: its checksum does not fit")]
+    Checksum,
+    /// A record cannot be read.
+    #[error("the snapshot is damaged: a record with tag {0} cannot be read")]
+    Record(u8),
+    /// What its records say does not fit together.
+    #[error("the snapshot contradicts itself: {0}")]
+    Contradiction(&'static str),
+    /// Bytes follow its end.
+    #[error("the snapshot is followed by bytes that do not belong to it")]
+    Trailing,
+}
+
+/// Reads on across chunks.
+struct Source<I> {
+    chunks: I,
+    current: Bytes,
+    sum: Checksum,
+}
+
+impl<I: Iterator<Item = Bytes>> Source<I> {
+    /// Makes sure that something is there to be read; false at the end.
+    fn fill(&mut self) -> bool {
+        while self.current.is_empty() {
+            match self.chunks.next() {
+                Some(chunk) => self.current = chunk,
+                None => return false,
+            }
+        }
+        true
+    }
+
+    fn byte(&mut self) -> Result<u8, RestoreError> {
+        if !self.fill() {
+            return Err(RestoreError::Truncated);
+        }
+        Ok(self.current.get_u8())
+    }
+
+    fn take(&mut self, length: usize) -> Result<Bytes, RestoreError> {
+        if self.current.len() >= length {
+            return Ok(self.current.split_to(length));
+        }
+        let mut gathered = BytesMut::with_capacity(length);
+        while gathered.len() < length {
+            if !self.fill() {
+                return Err(RestoreError::Truncated);
+            }
+            let some = self.current.len().min(length - gathered.len());
+            gathered.extend_from_slice(&self.current.split_to(some));
+        }
+        Ok(gathered.freeze())
+    }
+
+    /// The next record: its tag and its content, and the checksum of everything before it.
+    fn record(&mut self) -> Result<(u8, Bytes, u64), RestoreError> {
+        let mut length = 0_usize;
+        for shift in [0, 7, 14, 21] {
+            let byte = self.byte()?;
+            length |= usize::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        if length == 0 || length > SNAPSHOT_RECORD {
+            return Err(RestoreError::Record(0));
+        }
+        let mut record = self.take(length)?;
+        let before = self.sum.value();
+        self.sum.slice(&record);
+        let tag = record.get_u8();
+        Ok((tag, record, before))
+    }
+}
+
+/// A channel of which not everything was read yet.
+struct Building {
+    head: Head,
+    full: Vec<(u64, u64)>,
+    partial: Vec<(u64, Box<Bits>)>,
+    /// Once the first block came, the marks are complete.
+    channel: Option<Channel>,
+}
+
+/// What the head of a channel says.
+pub(crate) struct Head {
+    pub(crate) id: ChannelId,
+    pub(crate) kind: Kind,
+    pub(crate) explicit: bool,
+    pub(crate) name: Arc<str>,
+    pub(crate) next: u64,
+    pub(crate) floor: u64,
+    pub(crate) last_activity: u64,
+    pub(crate) totals: Totals,
+}
+
+/// An origin of which not all results were read yet.
+struct BuildingOrigin {
+    node: u64,
+    origin: Origin,
+    batches: u64,
+    results: Vec<Outcome>,
+}
+
+struct Reader {
+    state: State,
+    building: Option<Building>,
+    origin: Option<BuildingOrigin>,
+    /// Timers per channel, to be compared with what the channels say.
+    delayed: BTreeMap<ChannelId, u64>,
+    /// Channel names that copies repeat.
+    names: BTreeMap<NameKey, ()>,
+}
+
+/// Reads a snapshot.
+pub(crate) fn restore(chunks: impl IntoIterator<Item = Bytes>) -> Result<State, RestoreError> {
+    let mut source = Source { chunks: chunks.into_iter(), current: Bytes::new(), sum: Checksum::new() };
+    let (tag, mut header, _) = source.record().map_err(|error| match error {
+        RestoreError::Record(_) => RestoreError::NotASnapshot,
+        other => other,
+    })?;
+    if tag != HEADER || !header.starts_with(MAGIC) {
+        return Err(RestoreError::NotASnapshot);
+    }
+    header.advance(MAGIC.len());
+    let state = read_header(&mut header)?;
+    let mut reader = Reader { state, building: None, origin: None, delayed: BTreeMap::new(), names: BTreeMap::new() };
+    loop {
+        let (tag, mut record, sum) = source.record()?;
+        if tag == END {
+            let written = take_word(&mut record).map_err(|_| RestoreError::Record(END))?;
+            if written != sum || !record.is_empty() {
+                return Err(RestoreError::Checksum);
+            }
+            break;
+        }
+        reader.record(tag, &mut record)?;
+        if !record.is_empty() {
+            return Err(RestoreError::Record(tag));
+        }
+    }
+    if source.fill() {
+        return Err(RestoreError::Trailing);
+    }
+    reader.finish()
+}
+
+fn read_header(header: &mut Bytes) -> Result<State, RestoreError> {
+    let unreadable = |_| RestoreError::Record(HEADER);
+    let version = take_byte(header).map_err(unreadable)?;
+    if version != VERSION {
+        return Err(RestoreError::UnknownVersion(version));
+    }
+    let mut numbers = [0; 5];
+    for number in &mut numbers {
+        *number = take_number(header).map_err(unreadable)?;
+    }
+    if !header.is_empty() {
+        return Err(RestoreError::Record(HEADER));
+    }
+    let [channels, index_bytes, origins, entry, time] = numbers;
+    let mut state = State::new(Limits { channels, index_bytes, origins });
+    state.entry = entry;
+    state.time = time;
+    state.timers.advance(time, &mut Vec::new());
+    Ok(state)
+}
+
+impl Reader {
+    fn record(&mut self, tag: u8, record: &mut Bytes) -> Result<(), RestoreError> {
+        if tag != RESULTS {
+            self.finish_origin()?;
+        }
+        if !matches!(tag, FULL | PARTIAL | RUNS | COPIES) {
+            self.finish_channel()?;
+        }
+        let unreadable = |_: Malformed| RestoreError::Record(tag);
+        match tag {
+            CHANNEL => {
+                let head = read_head(record).ok_or(RestoreError::Record(tag))?;
+                self.building = Some(Building { head, full: Vec::new(), partial: Vec::new(), channel: None });
+                Ok(())
+            }
+            FULL => self.marks(|building| read_full(record, &mut building.full).map_err(unreadable)),
+            PARTIAL => self.marks(|building| read_partial(record, &mut building.partial).map_err(unreadable)),
+            RUNS => {
+                let (sealed, runs) = read_runs(record).ok_or(RestoreError::Record(tag))?;
+                self.runs(sealed, runs)
+            }
+            COPIES => {
+                let copies = read_copies(record, &mut self.names).ok_or(RestoreError::Record(tag))?;
+                let channel = self.channel()?;
+                let next = channel.next_sequence();
+                let taken = channel.copies.restore_block(copies, next);
+                taken.ok_or(RestoreError::Contradiction("copies are out of order"))
+            }
+            TIMERS => self.timers(record).ok_or(RestoreError::Record(tag)),
+            ORIGIN => {
+                self.origin = Some(read_origin(record).map_err(unreadable)?);
+                Ok(())
+            }
+            RESULTS => self.results(record).ok_or(RestoreError::Record(tag)),
+            other => Err(RestoreError::Record(other)),
+        }
+    }
+
+    /// Takes marks of the channel that is being read; they come before its blocks.
+    fn marks(&mut self, take: impl FnOnce(&mut Building) -> Result<(), RestoreError>) -> Result<(), RestoreError> {
+        match &mut self.building {
+            Some(building) if building.channel.is_none() => take(building),
+            _ => Err(RestoreError::Contradiction("marks belong to no channel")),
+        }
+    }
+
+    /// The channel that is being read, with all its marks.
+    fn channel(&mut self) -> Result<&mut Channel, RestoreError> {
+        let building = self.building.as_mut().ok_or(RestoreError::Contradiction("a block belongs to no channel"))?;
+        let channel = match building.channel.take() {
+            Some(channel) => channel,
+            None => {
+                let (full, partial) = (std::mem::take(&mut building.full), std::mem::take(&mut building.partial));
+                let (floor, next) = (building.head.floor, building.head.next);
+                let settled = Settled::restore(floor, next, partial, full);
+                let settled = settled.ok_or(RestoreError::Contradiction("marks are not in their one form"))?;
+                Channel::restore(&building.head, settled)
+            }
+        };
+        Ok(building.channel.insert(channel))
+    }
+
+    fn runs(&mut self, sealed: bool, runs: Vec<Run>) -> Result<(), RestoreError> {
+        let channel = self.channel()?;
+        let mut all: Runs = std::mem::take(&mut channel.runs);
+        let alive = |run: &Run| {
+            channel.alive_ranges(run.first_sequence, run.end()).map(|(first, end)| end - first).sum::<u64>()
+        };
+        let taken = all.restore_block(runs, sealed, channel.next_sequence(), alive);
+        channel.runs = all;
+        taken.ok_or(RestoreError::Contradiction("runs are out of order, or nothing in a block is alive"))
+    }
+
+    fn finish_channel(&mut self) -> Result<(), RestoreError> {
+        if self.building.is_none() {
+            return Ok(());
+        }
+        self.channel()?;
+        let Some(mut channel) = self.building.take().and_then(|building| building.channel) else { return Ok(()) };
+        channel.restored().ok_or(RestoreError::Contradiction("what is alive is not what is stored"))?;
+        let id = channel.id();
+        if self.state.channels.last_key_value().is_some_and(|(before, _)| *before >= id) {
+            return Err(RestoreError::Contradiction("channels are out of order"));
+        }
+        let names = self.state.names.get_mut(channel.kind().place());
+        let names = names.ok_or(RestoreError::Contradiction("a channel has no kind"))?;
+        if names.insert(NameKey(Arc::clone(channel.name())), id).is_some() {
+            return Err(RestoreError::Contradiction("two channels have one name"));
+        }
+        self.state.channel_bytes = self.state.channel_bytes.saturating_add(channel.index_bytes());
+        self.state.channels.insert(id, Arc::new(channel));
+        Ok(())
+    }
+
+    fn timers(&mut self, record: &mut Bytes) -> Option<()> {
+        for _ in 0..take_number(record).ok()? {
+            let due = take_number(record).ok()?;
+            let body = Reference::from_word(take_number(record).ok()?);
+            let channel = ChannelId(take_number(record).ok()?);
+            let expiration = Expiration(take_number_u32(record).ok()?);
+            let bytes = take_number_u32(record).ok()?;
+            let before = self.state.timers.count();
+            self.state.timers.add(Timer { due, body, channel, expiration, bytes });
+            if self.state.timers.count() == before {
+                return None;
+            }
+            *self.delayed.entry(channel).or_default() += 1;
+        }
+        Some(())
+    }
+
+    fn results(&mut self, record: &mut Bytes) -> Option<()> {
+        let building = self.origin.as_mut()?;
+        let more = take_flag(record)?;
+        for _ in 0..take_number(record).ok()? {
+            building.results.push(read_outcome(record)?);
+        }
+        if !more {
+            building.batches = building.batches.checked_sub(1)?;
+            building.origin.kept.push_back(std::mem::take(&mut building.results).into());
+        }
+        Some(())
+    }
+
+    fn finish_origin(&mut self) -> Result<(), RestoreError> {
+        let Some(building) = self.origin.take() else { return Ok(()) };
+        let complete = building.batches == 0 && building.results.is_empty();
+        let limit = self.state.limits.origins;
+        let taken = complete.then(|| self.state.origins.restore(building.node, building.origin, limit)).flatten();
+        taken.ok_or(RestoreError::Contradiction("an origin is not complete"))
+    }
+
+    fn finish(mut self) -> Result<State, RestoreError> {
+        self.finish_origin()?;
+        self.finish_channel()?;
+        for channel in self.state.channels.values() {
+            let delayed = self.delayed.get(&channel.id()).copied().unwrap_or_default();
+            if channel.totals.delayed != delayed {
+                return Err(RestoreError::Contradiction("a channel counts other delayed messages than there are"));
+            }
+        }
+        Ok(self.state)
+    }
+}
+
+fn take_flag(from: &mut Bytes) -> Option<bool> {
+    match take_byte(from).ok()? {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
+}
+
+fn read_head(record: &mut Bytes) -> Option<Head> {
+    let id = ChannelId(take_number(record).ok()?);
+    let kind = Kind::from_number(take_byte(record).ok()?)?;
+    let explicit = take_flag(record)?;
+    let name = Name::from_bytes(take_bytes(record).ok()?).ok()?;
+    let next = take_number(record).ok()?;
+    let floor = take_number(record).ok()?;
+    let last_activity = take_number(record).ok()?;
+    let mut totals = [0; 8];
+    for total in &mut totals {
+        *total = take_number(record).ok()?;
+    }
+    let [sent, sent_bytes, settled, settled_bytes, expired, dead_lettered, redelivered, delayed] = totals;
+    let totals = Totals { sent, sent_bytes, settled, settled_bytes, expired, dead_lettered, redelivered, delayed };
+    if next == 0 || next > SEQUENCE_BOUND {
+        return None;
+    }
+    Some(Head { id, kind, explicit, name: Arc::from(name.as_str()), next, floor, last_activity, totals })
+}
+
+fn read_full(record: &mut Bytes, full: &mut Vec<(u64, u64)>) -> Result<(), Malformed> {
+    for _ in 0..take_number(record)? {
+        full.push((take_number(record)?, take_number(record)?));
+    }
+    Ok(())
+}
+
+fn read_partial(record: &mut Bytes, partial: &mut Vec<(u64, Box<Bits>)>) -> Result<(), Malformed> {
+    for _ in 0..take_number(record)? {
+        let block = take_number(record)?;
+        let mut bits = Box::new([0; (BITMAP_BLOCK / 64) as usize]);
+        for word in bits.iter_mut() {
+            *word = take_word(record)?;
+        }
+        partial.push((block, bits));
+    }
+    Ok(())
+}
+
+fn read_runs(record: &mut Bytes) -> Option<(bool, Vec<Run>)> {
+    let sealed = take_flag(record)?;
+    let count = usize::try_from(take_number(record).ok()?).ok().filter(|count| *count <= RUNS_PER_BLOCK)?;
+    let mut runs = Vec::with_capacity(count);
+    let (mut end, mut entry) = (0_u64, 0_u64);
+    for _ in 0..count {
+        let first_sequence = end.checked_add(take_number(record).ok()?)?;
+        entry = entry.checked_add(take_number(record).ok()?)?;
+        let first_part = take_number_u16(record).ok()?;
+        let count = take_number_u16(record).ok()?;
+        let bytes = take_number_u32(record).ok()?;
+        end = first_sequence.checked_add(u64::from(count))?;
+        runs.push(Run { first_sequence, entry, first_part, count, bytes });
+    }
+    Some((sealed, runs))
+}
+
+fn read_copies(record: &mut Bytes, names: &mut BTreeMap<NameKey, ()>) -> Option<Vec<Copy>> {
+    let count = usize::try_from(take_number(record).ok()?).ok().filter(|count| *count <= COPIES_PER_BLOCK)?;
+    let mut copies = Vec::with_capacity(count);
+    for _ in 0..count {
+        let sequence = take_number(record).ok()?;
+        let body = Reference::from_word(take_number(record).ok()?);
+        let time = take_number(record).ok()?;
+        let expires_at = take_number(record).ok()?;
+        let receive_count = take_number_u32(record).ok()?;
+        let bytes = take_number_u32(record).ok()?;
+        let flags = take_byte(record).ok().filter(|flags| *flags < 8)?;
+        let rerouted_from = if flags & 4 == 0 { None } else { Some(shared_name(record, names)?) };
+        copies.push(Copy {
+            sequence,
+            time,
+            expires_at,
+            rerouted_from,
+            body,
+            receive_count,
+            bytes,
+            cleared_policy: flags & 1 != 0,
+            fresh: flags & 2 != 0,
+        });
+    }
+    Some(copies)
+}
+
+/// A name that many copies may share; it is kept once.
+fn shared_name(record: &mut Bytes, names: &mut BTreeMap<NameKey, ()>) -> Option<Arc<str>> {
+    let name = Name::from_bytes(take_bytes(record).ok()?).ok()?;
+    if let Some((known, ())) = names.get_key_value(name.as_bytes()) {
+        return Some(Arc::clone(&known.0));
+    }
+    let name: Arc<str> = Arc::from(name.as_str());
+    names.insert(NameKey(Arc::clone(&name)), ());
+    Some(name)
+}
+
+fn read_origin(record: &mut Bytes) -> Result<BuildingOrigin, Malformed> {
+    let node = take_number(record)?;
+    let epoch = take_number(record)?;
+    let last = take_number(record)?;
+    let entry = take_number(record)?;
+    let batches = take_number(record)?;
+    let origin = Origin { epoch, last, kept: VecDeque::new(), entry };
+    Ok(BuildingOrigin { node, origin, batches, results: Vec::new() })
+}
+
+fn read_outcome(record: &mut Bytes) -> Option<Outcome> {
+    let tag = take_byte(record).ok()?;
+    let first = take_number(record).ok()?;
+    let second = take_number(record).ok()?;
+    let flag = |number: u64| (number < 2).then_some(number == 1);
+    Some(match tag {
+        1 => Outcome::Stored { sequence: first, time: second },
+        2 => Outcome::Scheduled { time: first, due: second },
+        3 => Outcome::Settled { count: first },
+        4 => Outcome::Moved { count: first },
+        5 => Outcome::Purged { count: first },
+        6 => Outcome::Released { count: first },
+        7 => Outcome::Created { channel: ChannelId(first), new: flag(second)? },
+        8 => Outcome::Deleted { existed: flag(first)? },
+        9 => Outcome::Kept,
+        10 => Outcome::Noted,
+        11 => Outcome::Refused(match first {
+            1 => Refusal::Malformed,
+            2 => Refusal::Name,
+            3 => Refusal::TooManyChannels,
+            4 => Refusal::IndexFull,
+            5 => Refusal::NotStored,
+            6 => Refusal::Exhausted,
+            _ => return None,
+        }),
+        _ => return None,
+    })
+}

@@ -1,0 +1,369 @@
+//! Writes a state down: a stream of records, made block by block while the state itself goes on. It writes no bodies
+//! and no files, and it never holds more than about one chunk of what it has written.
+//!
+//! A record is its length, its tag and its content. The stream opens with a header and ends with a checksum of
+//! everything before. A channel is its head, then its marks, its blocks of runs and its blocks of copies.
+
+use std::collections::btree_map;
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::channel::{Channel, Totals};
+use crate::codec::{Checksum, put_number, put_text};
+use crate::copies::Copy;
+use crate::effect::{Outcome, Refusal};
+use crate::limits::SNAPSHOT_CHUNK;
+use crate::living::Living;
+use crate::origins::Origin;
+use crate::runs::{Block, Run};
+use crate::state::State;
+use crate::timers::Timer;
+
+pub(crate) const MAGIC: &[u8; 4] = b"KMQB";
+pub(crate) const VERSION: u8 = 1;
+
+pub(crate) const HEADER: u8 = 1;
+pub(crate) const CHANNEL: u8 = 2;
+pub(crate) const FULL: u8 = 3;
+pub(crate) const PARTIAL: u8 = 4;
+pub(crate) const RUNS: u8 = 5;
+pub(crate) const COPIES: u8 = 6;
+pub(crate) const TIMERS: u8 = 7;
+pub(crate) const ORIGIN: u8 = 8;
+pub(crate) const RESULTS: u8 = 9;
+pub(crate) const END: u8 = 10;
+
+/// Things of one sort in one record.
+const PER_RECORD: usize = 1024;
+
+/// Bitmap blocks in one record.
+const BITS_PER_RECORD: usize = 64;
+
+/// A state as it was at one entry. Making one is cheap, and the state may change freely afterwards.
+#[derive(Debug)]
+pub struct Snapshot {
+    state: State,
+}
+
+impl Snapshot {
+    pub(crate) fn new(state: State) -> Self {
+        Self { state }
+    }
+
+    /// Index of the last entry in it.
+    #[must_use]
+    pub fn entry(&self) -> u64 {
+        self.state.entry
+    }
+
+    /// The digest of the state that was taken.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        self.state.digest()
+    }
+
+    /// Every body that it refers to, in the order in which they lie in the log.
+    #[must_use]
+    pub fn living(&self) -> Living<'_> {
+        self.state.living()
+    }
+
+    /// Its bytes, in chunks of at most 1 MiB, each made when it is asked for.
+    pub fn chunks(self) -> impl Iterator<Item = Bytes> + Send + 'static {
+        Writer::new(self.state)
+    }
+}
+
+/// What is written next.
+#[derive(Debug)]
+enum Stage {
+    Header,
+    Channels,
+    InChannel(Box<Channel>),
+    Timers,
+    Origins,
+    End,
+    Done,
+}
+
+#[derive(Debug)]
+struct Writer {
+    state: State,
+    channels: btree_map::IntoIter<crate::ChannelId, Arc<Channel>>,
+    timers: Option<TimerBatches>,
+    stage: Stage,
+    out: BytesMut,
+    sum: Checksum,
+}
+
+/// Timers in pieces: the ones that are left are taken over from the state.
+#[derive(Debug)]
+struct TimerBatches {
+    left: crate::timers::Timers,
+    taken: Vec<Timer>,
+}
+
+impl Writer {
+    fn new(mut state: State) -> Self {
+        let channels = std::mem::take(&mut state.channels).into_iter();
+        let timers = TimerBatches { left: std::mem::take(&mut state.timers), taken: Vec::new() };
+        Self { state, channels, timers: Some(timers), stage: Stage::Header, out: BytesMut::new(), sum: Checksum::new() }
+    }
+
+    fn record(&mut self, tag: u8, write: impl FnOnce(&mut BytesMut)) {
+        let mut content = BytesMut::new();
+        content.put_u8(tag);
+        write(&mut content);
+        self.sum.slice(&content);
+        put_number(&mut self.out, content.len() as u64);
+        self.out.put_slice(&content);
+    }
+
+    /// Writes the next piece.
+    fn step(&mut self) {
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Done) {
+            Stage::Header => {
+                self.header();
+                Stage::Channels
+            }
+            Stage::Channels => match self.channels.next() {
+                Some((_, channel)) => {
+                    let channel = Arc::unwrap_or_clone(channel);
+                    self.channel_head(&channel);
+                    self.marks(&channel);
+                    Stage::InChannel(Box::new(channel))
+                }
+                None => Stage::Timers,
+            },
+            Stage::InChannel(mut channel) => {
+                if let Some(block) = channel.runs.take_first() {
+                    self.record(RUNS, |out| put_runs(out, &block));
+                    Stage::InChannel(channel)
+                } else if let Some(block) = channel.copies.take_first() {
+                    self.record(COPIES, |out| put_copies(out, &block));
+                    Stage::InChannel(channel)
+                } else {
+                    Stage::Channels
+                }
+            }
+            Stage::Timers => self.timers(),
+            Stage::Origins => {
+                self.origins();
+                Stage::End
+            }
+            Stage::End => {
+                let sum = self.sum.value();
+                self.record(END, |out| out.put_u64_le(sum));
+                Stage::Done
+            }
+            Stage::Done => Stage::Done,
+        };
+    }
+
+    fn header(&mut self) {
+        let (limits, entry, time) = (self.state.limits, self.state.entry, self.state.time);
+        self.record(HEADER, |out| {
+            out.put_slice(MAGIC);
+            out.put_u8(VERSION);
+            for number in [limits.channels, limits.index_bytes, limits.origins, entry, time] {
+                put_number(out, number);
+            }
+        });
+    }
+
+    fn channel_head(&mut self, channel: &Channel) {
+        self.record(CHANNEL, |out| {
+            put_number(out, channel.id().0);
+            out.put_u8(channel.kind().number());
+            out.put_u8(u8::from(channel.is_explicit()));
+            put_text(out, channel.name());
+            put_number(out, channel.next_sequence());
+            put_number(out, channel.settled.floor());
+            put_number(out, channel.last_activity());
+            for total in totals_as_list(channel.totals()) {
+                put_number(out, total);
+            }
+        });
+    }
+
+    fn marks(&mut self, channel: &Channel) {
+        let full: Vec<(u64, u64)> = channel.settled.full().collect();
+        for ranges in full.chunks(PER_RECORD) {
+            self.record(FULL, |out| {
+                put_number(out, ranges.len() as u64);
+                for (first, end) in ranges {
+                    put_number(out, *first);
+                    put_number(out, *end);
+                }
+            });
+        }
+        let partial: Vec<_> = channel.settled.partial().collect();
+        for blocks in partial.chunks(BITS_PER_RECORD) {
+            self.record(PARTIAL, |out| {
+                put_number(out, blocks.len() as u64);
+                for (block, bits) in blocks {
+                    put_number(out, *block);
+                    for word in *bits {
+                        out.put_u64_le(*word);
+                    }
+                }
+            });
+        }
+    }
+
+    fn timers(&mut self) -> Stage {
+        let Some(mut batches) = self.timers.take() else { return Stage::Origins };
+        batches.taken.clear();
+        if !batches.left.take_some(PER_RECORD, &mut batches.taken) {
+            return Stage::Origins;
+        }
+        for timers in batches.taken.chunks(PER_RECORD) {
+            self.record(TIMERS, |out| {
+                put_number(out, timers.len() as u64);
+                for timer in timers {
+                    put_timer(out, timer);
+                }
+            });
+        }
+        self.timers = Some(batches);
+        Stage::Timers
+    }
+
+    fn origins(&mut self) {
+        let origins: Vec<(u64, Origin)> =
+            self.state.origins.iter().map(|(node, origin)| (node, origin.clone())).collect();
+        for (node, origin) in origins {
+            self.record(ORIGIN, |out| {
+                for number in [node, origin.epoch, origin.last, origin.entry, origin.kept.len() as u64] {
+                    put_number(out, number);
+                }
+            });
+            for results in &origin.kept {
+                self.results(results);
+            }
+        }
+    }
+
+    /// The results of one batch: records that say whether another one follows.
+    fn results(&mut self, results: &[Outcome]) {
+        let mut rest = results;
+        loop {
+            let (now, later) = rest.split_at(rest.len().min(PER_RECORD));
+            self.record(RESULTS, |out| {
+                out.put_u8(u8::from(!later.is_empty()));
+                put_number(out, now.len() as u64);
+                for outcome in now {
+                    put_outcome(out, *outcome);
+                }
+            });
+            if later.is_empty() {
+                return;
+            }
+            rest = later;
+        }
+    }
+}
+
+impl Iterator for Writer {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        while self.out.len() < SNAPSHOT_CHUNK && !matches!(self.stage, Stage::Done) {
+            self.step();
+        }
+        if self.out.is_empty() {
+            return None;
+        }
+        let length = self.out.len().min(SNAPSHOT_CHUNK);
+        Some(self.out.split_to(length).freeze())
+    }
+}
+
+/// The totals in the order in which they are written.
+pub(crate) fn totals_as_list(totals: &Totals) -> [u64; 8] {
+    [
+        totals.sent,
+        totals.sent_bytes,
+        totals.settled,
+        totals.settled_bytes,
+        totals.expired,
+        totals.dead_lettered,
+        totals.redelivered,
+        totals.delayed,
+    ]
+}
+
+fn put_runs(out: &mut BytesMut, block: &Block) {
+    out.put_u8(u8::from(block.is_sealed()));
+    put_number(out, block.runs().len() as u64);
+    let mut before = Run { first_sequence: 0, entry: 0, first_part: 0, count: 0, bytes: 0 };
+    for run in block.runs() {
+        put_number(out, run.first_sequence - before.end());
+        put_number(out, run.entry - before.entry);
+        put_number(out, u64::from(run.first_part));
+        put_number(out, u64::from(run.count));
+        put_number(out, u64::from(run.bytes));
+        before = *run;
+    }
+}
+
+fn put_copies(out: &mut BytesMut, copies: &[Copy]) {
+    put_number(out, copies.len() as u64);
+    for copy in copies {
+        put_number(out, copy.sequence);
+        put_number(out, copy.body.word());
+        put_number(out, copy.time);
+        put_number(out, copy.expires_at);
+        put_number(out, u64::from(copy.receive_count));
+        put_number(out, u64::from(copy.bytes));
+        let rerouted = u8::from(copy.rerouted_from.is_some());
+        out.put_u8(u8::from(copy.cleared_policy) | u8::from(copy.fresh) << 1 | rerouted << 2);
+        if let Some(name) = &copy.rerouted_from {
+            put_text(out, name);
+        }
+    }
+}
+
+fn put_timer(out: &mut BytesMut, timer: &Timer) {
+    put_number(out, timer.due);
+    put_number(out, timer.body.word());
+    put_number(out, timer.channel.0);
+    put_number(out, u64::from(timer.expiration.0));
+    put_number(out, u64::from(timer.bytes));
+}
+
+/// An outcome as three numbers: which one, and its values.
+pub(crate) fn outcome_as_numbers(outcome: Outcome) -> (u8, u64, u64) {
+    match outcome {
+        Outcome::Stored { sequence, time } => (1, sequence, time),
+        Outcome::Scheduled { time, due } => (2, time, due),
+        Outcome::Settled { count } => (3, count, 0),
+        Outcome::Moved { count } => (4, count, 0),
+        Outcome::Purged { count } => (5, count, 0),
+        Outcome::Released { count } => (6, count, 0),
+        Outcome::Created { channel, new } => (7, channel.0, u64::from(new)),
+        Outcome::Deleted { existed } => (8, u64::from(existed), 0),
+        Outcome::Kept => (9, 0, 0),
+        Outcome::Noted => (10, 0, 0),
+        Outcome::Refused(refusal) => (11, refusal_number(refusal), 0),
+    }
+}
+
+fn refusal_number(refusal: Refusal) -> u64 {
+    match refusal {
+        Refusal::Malformed => 1,
+        Refusal::Name => 2,
+        Refusal::TooManyChannels => 3,
+        Refusal::IndexFull => 4,
+        Refusal::NotStored => 5,
+        Refusal::Exhausted => 6,
+    }
+}
+
+fn put_outcome(out: &mut BytesMut, outcome: Outcome) {
+    let (tag, first, second) = outcome_as_numbers(outcome);
+    out.put_u8(tag);
+    put_number(out, first);
+    put_number(out, second);
+}
