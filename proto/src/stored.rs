@@ -3,7 +3,6 @@
 //! Stored is the encoding of [`QueueMessage`] without what the place of storage says anyway: the channel and
 //! the attributes. Delivery puts both back. Nothing here copies a body more often than encoding must.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -95,33 +94,13 @@ struct PolicyOnly {
     policy: Option<QueueMessagePolicy>,
 }
 
-/// What a stored message says of its own further life.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StoredPolicy {
-    /// How often it may be handed out.
-    pub max_receive_count: u32,
-    /// Where it goes after that; it is discarded where there is none.
-    pub max_receive_queue: Option<Arc<str>>,
-    /// How long it lives after it is sent, in seconds; zero for ever.
-    pub expiration_seconds: u32,
-}
-
-impl StoredPolicy {
-    /// Reads the policy of a stored message. A message without one, and bytes that are no message, may be handed
-    /// out for ever: nothing is lost for want of a policy.
-    #[must_use]
-    pub fn of(stored: &[u8]) -> Self {
-        let policy = PolicyOnly::decode(stored).ok().and_then(|message| message.policy).unwrap_or_default();
-        let unsigned = |value: i32| u32::try_from(value).unwrap_or(0);
-        Self {
-            max_receive_count: match unsigned(policy.max_receive_count) {
-                0 => u32::MAX,
-                count => count,
-            },
-            max_receive_queue: (!policy.max_receive_queue.is_empty()).then(|| policy.max_receive_queue.into()),
-            expiration_seconds: unsigned(policy.expiration_seconds),
-        }
-    }
+/// Reads only the policy of a stored message.
+///
+/// # Errors
+///
+/// When `stored` is not the encoding of a message.
+pub fn policy(stored: &[u8]) -> Result<QueueMessagePolicy, DecodeError> {
+    Ok(PolicyOnly::decode(stored)?.policy.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -183,14 +162,10 @@ mod tests {
     #[test]
     fn the_policy_is_read_alone() {
         let mut message = sent();
-        message.policy.get_or_insert_default().max_receive_queue = "dead".to_owned();
         prepare(&mut message, &QueueLimits::default());
-        let expected =
-            StoredPolicy { max_receive_count: 1024, max_receive_queue: Some("dead".into()), expiration_seconds: 10 };
-        assert_eq!(StoredPolicy::of(&message.encode_to_vec()), expected);
-        let forever = StoredPolicy { max_receive_count: u32::MAX, ..StoredPolicy::default() };
-        assert_eq!(StoredPolicy::of(&[]), forever);
-        assert_eq!(StoredPolicy::of(&[0x42, 0x7F]), forever, "bytes that are no message");
+        assert_eq!(Some(policy(&message.encode_to_vec()).unwrap()), message.policy);
+        assert_eq!(policy(&[]).unwrap(), QueueMessagePolicy::default());
+        assert!(policy(&[0x42, 0x7F]).is_err());
     }
 
     #[test]
