@@ -43,6 +43,11 @@ pub(crate) struct Origins {
 }
 
 impl Origins {
+    /// The latest epoch of a node of which a batch was applied.
+    pub(crate) fn epoch(&self, node: u64) -> Option<u64> {
+        self.nodes.get(&node).map(|origin| origin.epoch)
+    }
+
     /// What to answer without applying the batch; `None` when it is to be applied.
     pub(crate) fn answer(&self, batch: &BatchView<'_>) -> Option<Answer> {
         let known = self.nodes.get(&batch.origin);

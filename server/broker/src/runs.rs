@@ -203,6 +203,11 @@ impl Runs {
         self.blocks.iter().map(|(key, block)| (*key, block))
     }
 
+    /// The sealed blocks, each with the sequence that it was begun with and its bytes for the index on disk.
+    pub(crate) fn sealed_blocks(&self) -> impl Iterator<Item = (u64, Bytes)> + '_ {
+        self.blocks().filter(|(_, block)| block.sealed).map(|(first, block)| (first, encode_run_block(&block.runs)))
+    }
+
     /// Takes back a block that was written down; `None` when it does not belong behind the others. `alive` tells how
     /// many messages of a run are not settled.
     pub(crate) fn restore_block(

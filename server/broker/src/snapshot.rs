@@ -12,7 +12,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use crate::channel::{Channel, Totals};
 use crate::codec::{Checksum, put_number, put_text};
 use crate::copies::Copy;
-use crate::effect::{Outcome, Refusal};
+use crate::effect::{BlockKey, Outcome, Refusal};
 use crate::limits::SNAPSHOT_CHUNK;
 use crate::living::Living;
 use crate::origins::Origin;
@@ -67,6 +67,16 @@ impl Snapshot {
     #[must_use]
     pub fn living(&self) -> Living<'_> {
         self.state.living()
+    }
+
+    /// Every block that the index on disk should hold, as [`crate::Effect::Sealed`] named them one by one.
+    pub fn sealed_blocks(&self) -> impl Iterator<Item = (BlockKey, Bytes)> + '_ {
+        let runs = self.state.channels.values().flat_map(|channel| {
+            let sealed = channel.runs.sealed_blocks();
+            sealed.map(|(first_sequence, block)| (BlockKey::Runs { channel: channel.id(), first_sequence }, block))
+        });
+        let timers = self.state.timers.sealed_blocks();
+        runs.chain(timers.map(|(bucket, number, block)| (BlockKey::Timers { bucket, number }, block)))
     }
 
     /// Its bytes, in chunks of at most 1 MiB, each made when it is asked for.

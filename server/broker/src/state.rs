@@ -214,6 +214,12 @@ impl State {
         self.channel_bytes.saturating_add(self.timers.index_bytes())
     }
 
+    /// The latest epoch of node `origin` of which a batch was applied: its next one must be greater.
+    #[must_use]
+    pub fn origin_epoch(&self, origin: u64) -> Option<u64> {
+        self.origins.epoch(origin)
+    }
+
     /// At most `max` delayed messages that are due at `now`, in the order in which they should be released.
     #[must_use]
     pub fn due(&self, now: u64, max: usize) -> Vec<TimerRef> {

@@ -227,6 +227,14 @@ impl Timers {
         self.near_count * NEAR_BYTES + self.far_count * FAR_BYTES + self.far_blocks * BLOCK_BYTES
     }
 
+    /// The full blocks of far ones: bucket, number in it, and bytes for the index on disk.
+    pub(crate) fn sealed_blocks(&self) -> impl Iterator<Item = (u64, u64, Bytes)> + '_ {
+        self.far.iter().flat_map(|(bucket, blocks)| {
+            let full = blocks.iter().enumerate().filter(|(_, block)| block.len() == TIMERS_PER_BLOCK);
+            full.map(|(number, block)| (*bucket, number as u64, encode_timer_block(block)))
+        })
+    }
+
     /// All of them: near ones in order, then far ones by bucket, in the order in which they came.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Timer> + '_ {
         let near = self.near.values().flat_map(|second| second.iter()).map(|(key, near)| near.timer(*key));
