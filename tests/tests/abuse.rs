@@ -1,0 +1,108 @@
+//! What no honest client sends: refused, contained, and never the end of the server.
+
+use bytes::Bytes;
+use kubemq_proto::kubemq::{Empty, QueueMessage};
+use kubemq_tests::client::{bodies, message};
+use kubemq_tests::{connected, get, raw};
+use prost::Message;
+use tonic::Code;
+
+const UNARY: [&str; 6] = [
+    "/kubemq.kubemq/SendQueueMessage",
+    "/kubemq.kubemq/SendQueueMessagesBatch",
+    "/kubemq.kubemq/ReceiveQueueMessages",
+    "/kubemq.kubemq/AckAllQueueMessages",
+    "/kubemq.kubemq/QueuesInfo",
+    "/kubemq.kubemq/SendRequest",
+];
+const STREAMS: [&str; 3] =
+    ["/kubemq.kubemq/StreamQueueMessage", "/kubemq.kubemq/QueuesUpstream", "/kubemq.kubemq/QueuesDownstream"];
+
+#[tokio::test]
+async fn undecodable_bytes_are_internal() {
+    let (_server, mut client) = connected().await;
+    let garbage = Bytes::from_static(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff");
+    for method in UNARY {
+        let status = raw::unary(client.channel(), method, garbage.clone()).await.unwrap_err();
+        assert_eq!(status.code(), Code::Internal, "{method}: {status}");
+    }
+    for method in STREAMS {
+        let status = raw::streaming(client.channel(), method, vec![garbage.clone()]).await.unwrap_err();
+        assert_eq!(status.code(), Code::Internal, "{method}: {status}");
+    }
+    client.api.ping(Empty {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn text_that_is_not_utf_8_is_internal() {
+    let (_server, mut client) = connected().await;
+    // Field 2, ClientID, and field 3, Channel, with a byte that no UTF-8 text has.
+    let message = b"\x12\x02\xff\xfe\x1a\x02q\xff\x2a\x01x";
+    let status = raw::unary(client.channel(), UNARY[0], Bytes::from_static(message)).await.unwrap_err();
+    assert_eq!(status.code(), Code::Internal, "{status}");
+    let status = raw::streaming(client.channel(), STREAMS[2], vec![Bytes::from_static(message)]).await.unwrap_err();
+    assert_eq!(status.code(), Code::Internal, "{status}");
+    client.api.ping(Empty {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_bad_frame_interrupts_was_not_lost() {
+    let (_server, client) = connected().await;
+    let good = kubemq_proto::kubemq::QueuesUpstreamRequest {
+        request_id: "good".into(),
+        messages: vec![message("interrupted", "1")],
+    };
+    let frames = vec![good.encode_to_vec().into(), Bytes::from_static(b"\xff\xff\xff")];
+    // The answer to the first may or may not come before the end.
+    match raw::streaming(client.channel(), STREAMS[1], frames).await {
+        Ok(answer) => assert!(answer.is_some()),
+        Err(status) => assert_eq!(status.code(), Code::Internal, "{status}"),
+    }
+    assert_eq!(bodies(&client.take("interrupted", 1).await), ["1"]);
+}
+
+#[tokio::test]
+async fn a_method_that_does_not_exist_is_unimplemented() {
+    let (_server, client) = connected().await;
+    let status = raw::unary(client.channel(), "/kubemq.kubemq/Nonsense", Bytes::new()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn extreme_numbers_are_answered() {
+    let (_server, client) = connected().await;
+    let mut stream = client.downstream().await;
+    for max in [0, -1, i32::MIN, i32::MAX] {
+        let answer = stream.get(get("extreme", max, 1)).await;
+        assert!(!answer.is_error, "{answer:?}");
+    }
+    let answer = client.receive("extreme", i32::MIN, i32::MIN).await;
+    assert!(answer.is_error);
+    let extreme = QueueMessage { partition: i32::MIN, ..message("extreme", "1") };
+    assert!(!client.send(extreme).await.is_error);
+    assert_eq!(client.take("extreme", 1).await[0].partition, i32::MIN);
+}
+
+#[tokio::test]
+async fn half_a_message_is_waited_for_and_dropped_with_its_connection() {
+    use std::io::Write;
+    let (server, mut client) = connected().await;
+    for bytes in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0\0\0\0"] {
+        let mut socket = std::net::TcpStream::connect(server.grpc()).unwrap();
+        socket.write_all(bytes).unwrap();
+    }
+    client.api.ping(Empty {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn many_idle_streams_are_no_burden() {
+    let (_server, client) = connected().await;
+    let mut streams = Vec::new();
+    for number in 0..500 {
+        let stream = client.downstream().await;
+        stream.send(get(&format!("idle-{number}"), 1, 3_600_000)).await;
+        streams.push(stream);
+    }
+    client.fill("idle-250", ["1"]).await;
+    assert_eq!(bodies(&streams[250].next().await.messages), ["1"]);
+}
