@@ -1,0 +1,529 @@
+//! The table of configuration keys: the one place that knows their names, meanings, defaults and bounds.
+//!
+//! Loading, checking, `config print`, `config example` and the command line are driven by it. A key that is not
+//! in it does not exist; a key of the original product that has no meaning here yet is in [`super::legacy`].
+
+use std::fmt;
+
+/// One configuration key.
+#[derive(Debug)]
+pub struct Key {
+    /// Its dotted path in a file. Case does not matter there.
+    pub name: &'static str,
+    /// Other paths by which files name it; the first that is given wins over `name`.
+    pub aliases: &'static [&'static str],
+    /// Environment variables, strongest first.
+    pub env: &'static [&'static str],
+    /// What values it takes.
+    pub kind: Kind,
+    /// Its value when nobody gives one.
+    pub default: &'static str,
+    /// What it means.
+    pub doc: &'static str,
+    /// The version it appeared in.
+    pub since: &'static str,
+}
+
+/// What values a key takes.
+#[derive(Debug)]
+pub enum Kind {
+    /// A number of a TCP port, 0 for any free one.
+    Port,
+    /// The address of a network interface.
+    Address,
+    /// A whole number.
+    Number {
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+        /// What is counted.
+        unit: &'static str,
+    },
+    /// A size: a number of bytes, or one with KiB, MiB or GiB.
+    Bytes {
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
+    /// Any text that is not empty.
+    Text,
+    /// A directory.
+    Directory,
+    /// One of several words.
+    Word(&'static [&'static str]),
+    /// A log level, as a word or as the number by which commercial versions know it.
+    Level,
+}
+
+/// Log levels by their number.
+pub(super) const LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "error", "fatal"];
+
+/// A value that its key takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    Number(u64),
+    Text(String),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+
+/// The name of this node.
+pub static HOST: Key = Key {
+    name: "host",
+    aliases: &[],
+    env: &["HOST", "KUBEMQ_HOST"],
+    kind: Kind::Text,
+    default: "",
+    doc: "Name of this node in answers, metrics and logs. Dots become underscores. Without it the name of the \
+          machine is used.",
+    since: "0.1",
+};
+
+/// Where everything is kept.
+pub static DATA: Key = Key {
+    name: "store.storePath",
+    aliases: &["data"],
+    env: &["STORE_STORE_PATH", "KUBEMQ_DATA"],
+    kind: Kind::Directory,
+    default: "./kubemq-data",
+    doc: "Directory in which everything durable is kept. One process at a time uses it.",
+    since: "0.1",
+};
+
+/// How large a file of the log becomes.
+pub static SEGMENT: Key = Key {
+    name: "store.segmentSize",
+    aliases: &[],
+    env: &["STORE_SEGMENT_SIZE"],
+    kind: Kind::Bytes { min: MIB, max: GIB },
+    default: "64MiB",
+    doc: "Size of one file of the log, preallocated. Disk is given back in files of this size.",
+    since: "0.1",
+};
+
+/// What an acknowledgement promises.
+pub static DURABILITY: Key = Key {
+    name: "durability",
+    aliases: &["store.durability"],
+    env: &["KUBEMQ_DURABILITY"],
+    kind: Kind::Word(&["group", "interval"]),
+    default: "group",
+    doc: "What an acknowledged message has survived. group: it is flushed to the disks of a majority before the \
+          acknowledgement; what arrives meanwhile shares the next flush. interval, which flushes now and then, is \
+          refused: this version does not have it yet.",
+    since: "0.1",
+};
+
+/// Where gRPC clients connect.
+pub static GRPC_PORT: Key = Key {
+    name: "grpc.port",
+    aliases: &["connectors.grpc.port"],
+    env: &["CONNECTORS_GRPC_PORT", "GRPC_PORT", "KUBEMQ_GRPC_PORT"],
+    kind: Kind::Port,
+    default: "50000",
+    doc: "Port of the gRPC interface, which the SDKs use. 0 takes any free port.",
+    since: "0.1",
+};
+
+/// On which interfaces gRPC clients connect.
+pub static GRPC_BIND: Key = Key {
+    name: "grpc.bindAddress",
+    aliases: &["connectors.grpc.bindAddress"],
+    env: &["CONNECTORS_GRPC_BIND_ADDRESS", "GRPC_BIND_ADDRESS"],
+    kind: Kind::Address,
+    default: "0.0.0.0",
+    doc: "Address of the network interface on which gRPC listens; 0.0.0.0 means all, 127.0.0.1 this machine only.",
+    since: "0.1",
+};
+
+/// How large a request may be.
+pub static GRPC_BODY: Key = Key {
+    name: "grpc.bodyLimit",
+    aliases: &["connectors.grpc.bodyLimit"],
+    env: &["CONNECTORS_GRPC_BODY_LIMIT", "GRPC_BODY_LIMIT"],
+    kind: Kind::Bytes { min: KIB, max: GIB },
+    default: "104857600",
+    doc: "The largest gRPC message in either direction.",
+    since: "0.1",
+};
+
+/// Where health and metrics are.
+pub static API_PORT: Key = Key {
+    name: "api.port",
+    aliases: &[],
+    env: &["API_PORT", "KUBEMQ_API_PORT"],
+    kind: Kind::Port,
+    default: "8080",
+    doc: "Port of the HTTP interface with /health, /ready and /metrics. 0 takes any free port.",
+    since: "0.1",
+};
+
+/// On which interfaces health and metrics are.
+pub static API_BIND: Key = Key {
+    name: "api.bindAddress",
+    aliases: &[],
+    env: &["API_BIND_ADDRESS"],
+    kind: Kind::Address,
+    default: "0.0.0.0",
+    doc: "Address of the network interface on which HTTP listens; 0.0.0.0 means all, 127.0.0.1 this machine only.",
+    since: "0.1",
+};
+
+/// How much is logged.
+pub static LOG_LEVEL: Key = Key {
+    name: "log.level",
+    aliases: &[],
+    env: &["LOG_LEVEL", "KUBEMQ_LOG_LEVEL"],
+    kind: Kind::Level,
+    default: "info",
+    doc: "The least important lines that are logged: trace, debug, info, warn, error or fatal, or a number from 0 \
+          to 5 in that order. Bodies of messages and tokens are never logged.",
+    since: "0.1",
+};
+
+/// How log lines look.
+pub static LOG_FORMAT: Key = Key {
+    name: "log.format",
+    aliases: &[],
+    env: &["LOG_FORMAT", "KUBEMQ_LOG_FORMAT"],
+    kind: Kind::Word(&["auto", "text", "json"]),
+    default: "auto",
+    doc: "How log lines look. auto is text on a terminal and JSON elsewhere.",
+    since: "0.1",
+};
+
+/// The most messages of one receive.
+pub static QUEUE_MESSAGES: Key = queue(
+    "queue.maxNumberOfMessages",
+    &["QUEUE_MAX_NUMBER_OF_MESSAGES"],
+    Kind::Number { min: 0, max: I32, unit: "messages" },
+    "1024",
+    "The most messages that one receive or peek may ask for.",
+);
+
+/// The longest wait.
+pub static QUEUE_MAX_WAIT: Key = queue(
+    "queue.maxWaitTimeoutSeconds",
+    &["QUEUE_MAX_WAIT_TIMEOUT_SECONDS"],
+    Kind::Number { min: 0, max: I32, unit: "seconds" },
+    "3600",
+    "The longest time that a receive, an ack-all or a stream may ask to wait.",
+);
+
+/// The wait of who gives none.
+pub static QUEUE_DEFAULT_WAIT: Key = queue(
+    "queue.defaultWaitTimeoutSeconds",
+    &["QUEUE_DEFAULT_WAIT_TIMEOUT_SECONDS"],
+    Kind::Number { min: 0, max: I32, unit: "seconds" },
+    "1",
+    "How long a receive waits that gives no time.",
+);
+
+/// The longest expiration.
+pub static QUEUE_EXPIRATION: Key = queue(
+    "queue.maxExpirationSeconds",
+    &["QUEUE_MAX_EXPIRATION_SECONDS"],
+    Kind::Number { min: 0, max: I32, unit: "seconds" },
+    "43200",
+    "The longest expiration that a message may ask for.",
+);
+
+/// The longest delay.
+pub static QUEUE_DELAY: Key = queue(
+    "queue.maxDelaySeconds",
+    &["QUEUE_MAX_DELAY_SECONDS"],
+    Kind::Number { min: 0, max: I32, unit: "seconds" },
+    "43200",
+    "The longest delay that a message may ask for.",
+);
+
+/// The highest receive count.
+pub static QUEUE_RECEIVES: Key = queue(
+    "queue.maxReceiveCount",
+    &["QUEUE_MAX_RECEIVE_COUNT"],
+    Kind::Number { min: 0, max: I32, unit: "deliveries" },
+    "1024",
+    "The highest receive count that a message may ask for, and the one of a message that asks for none.",
+);
+
+/// The longest visibility.
+pub static QUEUE_MAX_VISIBILITY: Key = queue(
+    "queue.maxVisibilitySeconds",
+    &["QUEUE_MAX_VISIBILITY_SECONDS"],
+    Kind::Number { min: 0, max: I32, unit: "seconds" },
+    "43200",
+    "The longest visibility that a stream may ask for.",
+);
+
+/// The visibility of who gives none.
+pub static QUEUE_DEFAULT_VISIBILITY: Key = queue(
+    "queue.defaultVisibilitySeconds",
+    &["QUEUE_DEFAULT_VISIBILITY_SECONDS"],
+    Kind::Number { min: 0, max: I32, unit: "seconds" },
+    "60",
+    "How long a stream's message stays hidden when the stream gives no time.",
+);
+
+/// Bytes of requests that are being received.
+pub static INGEST: Key = Key {
+    name: "limits.ingest",
+    aliases: &[],
+    env: &["LIMITS_INGEST"],
+    kind: Kind::Bytes { min: MIB, max: 64 * GIB },
+    default: "256MiB",
+    doc: "Memory for requests that are being received. A call past 64 KiB waits for its share; one call may always \
+          hold one message.",
+    since: "0.1",
+};
+
+/// Bytes of the log's tail in memory.
+pub static TAIL_CACHE: Key = Key {
+    name: "limits.tailCache",
+    aliases: &[],
+    env: &["LIMITS_TAIL_CACHE"],
+    kind: Kind::Bytes { min: MIB, max: 64 * GIB },
+    default: "64MiB",
+    doc: "Memory for the newest part of the log, from which messages are delivered without touching the disk.",
+    since: "0.1",
+};
+
+/// Bytes of the index in memory.
+pub static INDEX: Key = Key {
+    name: "limits.index",
+    aliases: &[],
+    env: &["LIMITS_INDEX"],
+    kind: Kind::Bytes { min: 16 * MIB, max: 1024 * GIB },
+    default: "1GiB",
+    doc: "Memory for the index of stored messages, 24 bytes for each run of them. Beyond it sends are refused and \
+          settlements are not. All nodes of a cluster must have the same.",
+    since: "0.1",
+};
+
+/// How long stopping may take.
+pub static GRACE: Key = Key {
+    name: "shutdown.graceSeconds",
+    aliases: &[],
+    env: &["SHUTDOWN_GRACE_SECONDS", "KUBEMQ_TERMINATION_GRACE_PERIOD_SECONDS"],
+    kind: Kind::Number { min: 1, max: 600, unit: "seconds" },
+    default: "10",
+    doc: "How long stopping may take altogether. What is under way then is cut off; what was acknowledged is safe.",
+    since: "0.1",
+};
+
+/// Every key, in the order in which they are shown.
+pub static KEYS: &[&Key] = &[
+    &HOST,
+    &DATA,
+    &SEGMENT,
+    &DURABILITY,
+    &GRPC_PORT,
+    &GRPC_BIND,
+    &GRPC_BODY,
+    &API_PORT,
+    &API_BIND,
+    &LOG_LEVEL,
+    &LOG_FORMAT,
+    &QUEUE_MESSAGES,
+    &QUEUE_MAX_WAIT,
+    &QUEUE_DEFAULT_WAIT,
+    &QUEUE_EXPIRATION,
+    &QUEUE_DELAY,
+    &QUEUE_RECEIVES,
+    &QUEUE_MAX_VISIBILITY,
+    &QUEUE_DEFAULT_VISIBILITY,
+    &INGEST,
+    &TAIL_CACHE,
+    &INDEX,
+    &GRACE,
+];
+
+const I32: u64 = i32::MAX as u64;
+
+const fn queue(
+    name: &'static str,
+    env: &'static [&'static str],
+    kind: Kind,
+    default: &'static str,
+    doc: &'static str,
+) -> Key {
+    Key { name, aliases: &[], env, kind, default, doc, since: "0.1" }
+}
+
+impl Key {
+    /// Returns every path by which a file may name the key, strongest first.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &'static str> {
+        self.aliases.iter().copied().chain(std::iter::once(self.name))
+    }
+
+    /// Returns the value that `text` stands for.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, to be read after the name of the key.
+    pub(super) fn parse(&self, text: &str) -> Result<Value, String> {
+        let text = text.trim();
+        match &self.kind {
+            Kind::Port => port(text).map(Value::Number),
+            Kind::Address => match text.parse::<std::net::IpAddr>() {
+                Ok(address) => Ok(Value::Text(address.to_string())),
+                Err(_) => Err(format!("{text:?} is not the address of a network interface, such as 127.0.0.1")),
+            },
+            Kind::Number { min, max, unit } => number(self, text, *min, *max, unit).map(Value::Number),
+            Kind::Bytes { min, max } => bytes(text, *min, *max).map(Value::Number),
+            Kind::Text | Kind::Directory if text.is_empty() => Err("cannot be empty".to_owned()),
+            Kind::Text | Kind::Directory => Ok(Value::Text(text.to_owned())),
+            Kind::Word(words) => word(text, words).map(Value::Text),
+            Kind::Level => match text.parse::<usize>() {
+                Ok(number) if number < LEVELS.len() => Ok(Value::Text(LEVELS[number].to_owned())),
+                Ok(number) => Err(format!("{number} is not a log level: 0 to 5")),
+                Err(_) => word(text, &LEVELS).map(Value::Text),
+            },
+        }
+    }
+
+    /// Returns its bounds and unit as a person reads them.
+    pub(super) fn bounds(&self) -> String {
+        match &self.kind {
+            Kind::Port => "a port, 0 to 65535".to_owned(),
+            Kind::Address => "an IP address".to_owned(),
+            Kind::Number { min, max, unit } => format!("{min} to {max} {unit}"),
+            Kind::Bytes { min, max } => format!("{} to {}", size(*min), size(*max)),
+            Kind::Text => "text".to_owned(),
+            Kind::Directory => "a directory".to_owned(),
+            Kind::Word(words) => words.join(", "),
+            Kind::Level => LEVELS.join(", "),
+        }
+    }
+}
+
+fn port(text: &str) -> Result<u64, String> {
+    match text.parse::<i64>() {
+        Ok(number) => match u16::try_from(number) {
+            Ok(port) => Ok(u64::from(port)),
+            Err(_) => Err(format!("port {number} is invalid, it must be 1 to 65535, or 0 for any free port")),
+        },
+        Err(_) => Err(format!("port {text:?} is invalid, it must be a number")),
+    }
+}
+
+fn number(key: &Key, text: &str, min: u64, max: u64, unit: &str) -> Result<u64, String> {
+    let Ok(number) = text.parse::<i128>() else {
+        return Err(format!("{text:?} is not a whole number of {unit}"));
+    };
+    if number < 0 {
+        let leaf = key.name.rsplit('.').next().unwrap_or(key.name);
+        let mut letters = leaf.chars();
+        let field: String = letters.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(letters).collect();
+        return Err(format!("{field} cannot be negative"));
+    }
+    match u64::try_from(number) {
+        Ok(number) if (min..=max).contains(&number) => Ok(number),
+        _ => Err(format!("{number} is out of bounds, it must be {min} to {max} {unit}")),
+    }
+}
+
+fn bytes(text: &str, min: u64, max: u64) -> Result<u64, String> {
+    let malformed = || format!("{text:?} is not a size, such as 1048576, 512KiB, 64MiB or 2GiB");
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let factor = match text[digits.len()..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" | "kib" => KIB,
+        "m" | "mb" | "mib" => MIB,
+        "g" | "gb" | "gib" => GIB,
+        _ => return Err(malformed()),
+    };
+    let number: u64 = digits.parse().map_err(|_| malformed())?;
+    match number.checked_mul(factor) {
+        Some(bytes) if (min..=max).contains(&bytes) => Ok(bytes),
+        _ => Err(format!("{text} is out of bounds, it must be {} to {}", size(min), size(max))),
+    }
+}
+
+fn word(text: &str, words: &[&str]) -> Result<String, String> {
+    match words.iter().find(|word| word.eq_ignore_ascii_case(text)) {
+        Some(word) => Ok((*word).to_owned()),
+        None => Err(format!("{text:?} is none of {}", words.join(", "))),
+    }
+}
+
+/// Returns a size as a person writes it.
+pub(super) fn size(bytes: u64) -> String {
+    for (unit, name) in [(GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")] {
+        if bytes >= unit && bytes.is_multiple_of(unit) {
+            return format!("{}{name}", bytes / unit);
+        }
+    }
+    bytes.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn each_name_stands_for_one_key_and_each_default_is_taken() {
+        let mut names = BTreeSet::new();
+        for key in KEYS {
+            for name in key.paths().map(str::to_ascii_lowercase).chain(key.env.iter().map(|&env| env.to_owned())) {
+                assert!(names.insert(name.clone()), "{name} stands for two keys");
+            }
+            assert!(key.default.is_empty() || key.parse(key.default).is_ok(), "{}", key.name);
+            assert!(key.doc.ends_with('.') && !key.since.is_empty(), "{}", key.name);
+        }
+    }
+
+    #[test]
+    fn values_and_refusals() {
+        let ok = |key: &Key, text: &str| key.parse(text).map(|value| value.to_string());
+        let no = |text: &str| Err::<String, String>(text.to_owned());
+        let yes = |text: &str| Ok::<String, String>(text.to_owned());
+        let rows = [
+            (&GRPC_PORT, "50001", yes("50001")),
+            (&GRPC_PORT, "0", yes("0")),
+            (&GRPC_PORT, "70000", no("port 70000 is invalid, it must be 1 to 65535, or 0 for any free port")),
+            (&GRPC_PORT, "-1", no("port -1 is invalid, it must be 1 to 65535, or 0 for any free port")),
+            (&GRPC_PORT, "x", no("port \"x\" is invalid, it must be a number")),
+            (&GRPC_BIND, "::1", yes("::1")),
+            (&GRPC_BIND, "localhost", no("\"localhost\" is not the address of a network interface, such as 127.0.0.1")),
+            (&QUEUE_DELAY, "0", yes("0")),
+            (&QUEUE_DELAY, " 7 ", yes("7")),
+            (&QUEUE_DELAY, "-1", no("MaxDelaySeconds cannot be negative")),
+            (&QUEUE_DELAY, "2147483648", no("2147483648 is out of bounds, it must be 0 to 2147483647 seconds")),
+            (&QUEUE_DELAY, "1.5", no("\"1.5\" is not a whole number of seconds")),
+            (&INGEST, "1048576", yes("1048576")),
+            (&INGEST, "2 MiB", yes("2097152")),
+            (&INGEST, "1gb", yes("1073741824")),
+            (&INGEST, "4KiB", no("4KiB is out of bounds, it must be 1MiB to 64GiB")),
+            (
+                &INGEST,
+                "99999999999999999999GiB",
+                no("\"99999999999999999999GiB\" is not a size, such as 1048576, 512KiB, 64MiB or 2GiB"),
+            ),
+            (&INGEST, "MiB", no("\"MiB\" is not a size, such as 1048576, 512KiB, 64MiB or 2GiB")),
+            (&INGEST, "5 parsecs", no("\"5 parsecs\" is not a size, such as 1048576, 512KiB, 64MiB or 2GiB")),
+            (&LOG_LEVEL, "2", yes("info")),
+            (&LOG_LEVEL, "INFO", yes("info")),
+            (&LOG_LEVEL, "6", no("6 is not a log level: 0 to 5")),
+            (&LOG_LEVEL, "loud", no("\"loud\" is none of trace, debug, info, warn, error, fatal")),
+            (&LOG_FORMAT, "xml", no("\"xml\" is none of auto, text, json")),
+            (&DATA, "", no("cannot be empty")),
+        ];
+        for (key, text, expected) in rows {
+            assert_eq!(ok(key, text), expected, "{} = {text}", key.name);
+        }
+    }
+}
