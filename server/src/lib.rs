@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The program, as a library for its own `main` and for the tests.
+
+pub mod cli;

@@ -89,7 +89,7 @@ impl Connection {
 }
 
 /// Adds the access token to each call.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Token(Option<MetadataValue<Ascii>>);
 
 impl Interceptor for Token {

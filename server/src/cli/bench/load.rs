@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::end_to_end::{self, Asking};
 use super::flow::{Flow, Schedule};
 use super::meter::Meter;
-use super::process::cpu_time;
+use super::process::Usage;
 use super::report::{Measured, Report, micros};
 use super::upstream::{self, Confirmation};
 use super::wire::Template;
@@ -43,6 +43,18 @@ pub enum Mode {
     Unary,
     /// Publish, get and ack at once; a message is done when its consumer has it
     EndToEnd,
+}
+
+impl Mode {
+    /// Returns the name that the command line and reports use.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Upstream => "upstream",
+            Self::Unary => "unary",
+            Self::EndToEnd => "end-to-end",
+        }
+    }
 }
 
 /// What to do to a broker.
@@ -76,6 +88,8 @@ pub struct Load {
     pub duration: Duration,
     /// How long to run before that.
     pub warm_up: Duration,
+    /// The broker's process when it is on this machine, to report what it used.
+    pub broker_process: Option<u32>,
 }
 
 /// What happened since the last look, about every second.
@@ -146,7 +160,7 @@ impl Load {
     ) -> Result<Measured, Failure> {
         let begin = running.start;
         let (from, to) = (begin + self.warm_up, begin + self.warm_up + self.duration);
-        let mut done: Option<(Measured, Option<Duration>)> = None;
+        let mut done: Option<(Measured, Used)> = None;
         let mut last = begin;
         loop {
             let warming_up = done.is_none();
@@ -174,20 +188,35 @@ impl Load {
             last = now;
             if now >= from && warming_up {
                 meter.start_over(now);
-                done = Some((Measured::nothing(seen.latencies), cpu_time(None)));
+                done = Some((Measured::nothing(seen.latencies), self.used()));
             }
-            if let Some((mut measured, cpu)) = done.take_if(|_| now >= to) {
-                measured.client_cpu = cpu_time(None).zip(cpu).map(|(after, before)| after.saturating_sub(before));
+            if let Some((mut measured, before)) = done.take_if(|_| now >= to) {
+                let after = self.used();
+                measured.client = after.client.zip(before.client).map(|(after, before)| after.since(before));
+                measured.broker = after.broker.zip(before.broker).map(|(after, before)| after.since(before));
                 return Ok(measured);
             }
         }
     }
 }
 
+/// What the two processes have used so far.
+struct Used {
+    client: Option<Usage>,
+    broker: Option<Usage>,
+}
+
+impl Load {
+    fn used(&self) -> Used {
+        let broker = self.broker_process.and_then(|process| Usage::of(Some(process)));
+        Used { client: Usage::of(None), broker }
+    }
+}
+
 impl Measured {
     fn nothing(mut latencies: Histogram<u64>) -> Self {
         latencies.reset();
-        Self { messages: 0, refused: 0, first_refusal: None, unanswered: 0, latencies, client_cpu: None }
+        Self { messages: 0, refused: 0, first_refusal: None, unanswered: 0, latencies, client: None, broker: None }
     }
 }
 

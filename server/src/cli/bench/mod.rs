@@ -104,6 +104,9 @@ struct Queue {
     /// Threads of this client
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
+    /// The broker's process when it is on this machine: its processor time and disk writes are reported, too
+    #[arg(long, value_name = "PID")]
+    broker_pid: Option<u32>,
     /// Delete the channels afterwards
     #[arg(long)]
     delete: bool,
@@ -160,6 +163,7 @@ impl Queue {
             items: self.items,
             duration: self.duration,
             warm_up: self.warmup,
+            broker_process: self.broker_pid,
         })
     }
 
@@ -169,8 +173,8 @@ impl Queue {
             |rate| format!("{} msg/s, at most {} in flight", grouped_rate(rate), grouped(load.in_flight)),
         );
         format!(
-            "{:?} at {}: {pace}, {} bytes, {} per request, channels {}, connections {}, for {} s after {} s",
-            load.mode,
+            "Load {} on {}: {pace}, {} bytes, {} per request, channels {}, connections {}, for {} s after {} s",
+            load.mode.name(),
             load.address,
             load.size,
             load.batch,

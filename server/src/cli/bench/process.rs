@@ -5,6 +5,32 @@ use std::time::Duration;
 /// Ticks per second of the times in `/proc/<process>/stat`: fixed at 100 in the interface to user space.
 const TICKS_PER_SECOND: u64 = 100;
 
+/// What a process has used since it was started.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// Processor time, in user space and in the kernel.
+    pub cpu: Duration,
+    /// Bytes that it caused to be written to disks.
+    pub written_bytes: u64,
+}
+
+impl Usage {
+    /// Returns what a process has used, this one when `process` is `None`.
+    #[must_use]
+    pub fn of(process: Option<u32>) -> Option<Self> {
+        Some(Self { cpu: cpu_time(process)?, written_bytes: written_bytes(process)? })
+    }
+
+    /// Returns what was used since `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            cpu: self.cpu.saturating_sub(earlier.cpu),
+            written_bytes: self.written_bytes.saturating_sub(earlier.written_bytes),
+        }
+    }
+}
+
 /// Returns the processor time that a process has used, this one when `process` is `None`.
 #[must_use]
 pub fn cpu_time(process: Option<u32>) -> Option<Duration> {

@@ -6,6 +6,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::load::{Load, Mode};
+use super::process::Usage;
 
 /// What one load showed.
 #[derive(Clone, Debug, Serialize)]
@@ -45,6 +46,12 @@ pub struct Report {
     /// Processor time of this client, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_cpu_seconds: Option<f64>,
+    /// Processor time of the broker, in seconds, when its process is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broker_cpu_seconds: Option<f64>,
+    /// Bytes that the broker caused to be written to the disk, when its process is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broker_written_bytes: Option<u64>,
 }
 
 /// Latencies in microseconds.
@@ -100,12 +107,15 @@ impl Report {
             refused: done.refused,
             first_refusal: done.first_refusal.clone(),
             unanswered: done.unanswered,
-            client_cpu_seconds: done.client_cpu.map(|cpu| cpu.as_secs_f64()),
+            client_cpu_seconds: done.client.map(|used| used.cpu.as_secs_f64()),
+            broker_cpu_seconds: done.broker.map(|used| used.cpu.as_secs_f64()),
+            broker_written_bytes: done.broker.map(|used| used.written_bytes),
         }
     }
 
     /// Returns the report for people.
     #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "bytes of a run are far below 2^52")]
     pub fn text(&self) -> String {
         let Latency { p50_us, p90_us, p99_us, p999_us, max_us, .. } = self.latency;
         let mut lines = vec![
@@ -125,8 +135,21 @@ impl Report {
                 time(max_us)
             ),
         ];
-        if let Some(cpu) = self.client_cpu_seconds {
-            lines.push(format!("Client     {cpu:.2} s of processor time, {:.2} cores", cpu / self.seconds));
+        for (name, cpu) in [("Client", self.client_cpu_seconds), ("Broker", self.broker_cpu_seconds)] {
+            if let Some(cpu) = cpu {
+                let cores = cpu / self.seconds;
+                lines.push(format!(
+                    "{name}     {cpu:.2} s of processor time, {cores:.2} cores, {:.2} µs per message",
+                    1e6 * cpu / self.seconds / self.rate
+                ));
+            }
+        }
+        if let Some(bytes) = self.broker_written_bytes {
+            lines.push(format!(
+                "Disk       {} bytes written, {:.2} per byte of a body",
+                grouped(bytes),
+                bytes as f64 / (self.bytes_per_second * self.seconds)
+            ));
         }
         if self.refused > 0 {
             let reason = self.first_refusal.as_deref().unwrap_or("no reason given");
@@ -146,7 +169,8 @@ pub(super) struct Measured {
     pub(super) first_refusal: Option<String>,
     pub(super) unanswered: u64,
     pub(super) latencies: Histogram<u64>,
-    pub(super) client_cpu: Option<Duration>,
+    pub(super) client: Option<Usage>,
+    pub(super) broker: Option<Usage>,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "latencies are far below 2^52 ns")]

@@ -1,0 +1,235 @@
+//! The floor of the gRPC interface: a bare tonic server with the same API that stores nothing.
+//!
+//! It has the settings and the shape that a fast server has (engine.md §5: large windows and frames, no delay,
+//! the replies of a stream from a task of its own), answers every send with a made-up result, and keeps
+//! messages, in memory, only on channels whose name begins with [`KEPT`], until somebody gets them. What it
+//! reaches is what the network stack leaves of the machine.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures_util::{Stream, StreamExt as _};
+use kubemq_proto::kubemq as proto;
+use kubemq_proto::kubemq::QueuesDownstreamRequestType as Kind;
+use kubemq_proto::kubemq::kubemq_server::{Kubemq, KubemqServer};
+use kubemq_runtime::sync::{Notify, mpsc};
+use kubemq_runtime::{OnFailure, Runtime};
+use parking_lot::Mutex;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming};
+
+/// What the names of the channels begin with whose messages are kept for a Get.
+pub(crate) const KEPT: &str = "kept";
+
+/// Replies that wait for the network before the reader of a stream waits for them.
+const REPLIES: usize = 256;
+
+/// Serves until the process is killed; `ready` learns the address.
+pub(crate) async fn serve(
+    runtime: Runtime,
+    ready: impl FnOnce(std::net::SocketAddr) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.context("could not listen")?;
+    ready(listener.local_addr()?)?;
+    let incoming = TcpListenerStream::new(listener).map(|socket| {
+        let socket = socket?;
+        // The builder's own setting does not reach connections that it did not accept itself.
+        socket.set_nodelay(true)?;
+        Ok::<_, std::io::Error>(socket)
+    });
+    let service = KubemqServer::new(Floor { runtime, queues: Arc::default(), transactions: Arc::default() });
+    tonic::transport::Server::builder()
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .max_frame_size(1 << 20)
+        .add_service(service.max_decoding_message_size(100 << 20).max_encoding_message_size(100 << 20))
+        .serve_with_incoming(incoming)
+        .await
+        .context("the floor server ended")
+}
+
+#[derive(Clone)]
+struct Floor {
+    runtime: Runtime,
+    queues: Arc<Mutex<BTreeMap<String, Arc<Queue>>>>,
+    transactions: Arc<AtomicU64>,
+}
+
+/// The messages of a kept channel.
+#[derive(Default)]
+struct Queue {
+    messages: Mutex<VecDeque<proto::QueueMessage>>,
+    arrived: Notify,
+}
+
+impl Floor {
+    fn queue(&self, channel: &str) -> Arc<Queue> {
+        let mut queues = self.queues.lock();
+        if let Some(queue) = queues.get(channel) {
+            return Arc::clone(queue);
+        }
+        Arc::clone(queues.entry(channel.to_owned()).or_default())
+    }
+
+    fn accept(&self, message: proto::QueueMessage) -> proto::SendQueueMessageResult {
+        let message_id = message.message_id.clone();
+        if message.channel.starts_with(KEPT) {
+            let queue = self.queue(&message.channel);
+            queue.messages.lock().push_back(message);
+            queue.arrived.notify_one();
+        }
+        let now = i64::try_from(self.runtime.clock.wall().0).unwrap_or(i64::MAX);
+        proto::SendQueueMessageResult { message_id, sent_at: now, ..proto::SendQueueMessageResult::default() }
+    }
+
+    async fn get(&self, request: &proto::QueuesDownstreamRequest) -> proto::QueuesDownstreamResponse {
+        let queue = self.queue(&request.channel);
+        let wanted = usize::try_from(request.max_items).unwrap_or(0);
+        let wait = Duration::from_millis(u64::try_from(request.wait_timeout).unwrap_or(0));
+        let enough = async {
+            while queue.messages.lock().len() < wanted {
+                queue.arrived.notified().await;
+            }
+        };
+        // Enough or not: what is there is given.
+        self.runtime.clock.timeout(wait, enough).await.ok();
+        let mut messages = queue.messages.lock();
+        let count = wanted.min(messages.len());
+        proto::QueuesDownstreamResponse {
+            transaction_id: self.transactions.fetch_add(1, Ordering::Relaxed).to_string(),
+            ref_request_id: request.request_id.clone(),
+            request_type_data: Kind::Get.into(),
+            messages: messages.drain(..count).collect(),
+            ..proto::QueuesDownstreamResponse::default()
+        }
+    }
+}
+
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type Answer<T> = Result<Response<T>, Status>;
+
+fn absent<T>() -> Answer<T> {
+    Err(Status::unimplemented("the floor has queues only"))
+}
+
+#[tonic::async_trait]
+impl Kubemq for Floor {
+    async fn send_queue_message(&self, request: Request<proto::QueueMessage>) -> Answer<proto::SendQueueMessageResult> {
+        Ok(Response::new(self.accept(request.into_inner())))
+    }
+
+    type QueuesUpstreamStream = Replies<proto::QueuesUpstreamResponse>;
+
+    async fn queues_upstream(
+        &self,
+        request: Request<Streaming<proto::QueuesUpstreamRequest>>,
+    ) -> Answer<Self::QueuesUpstreamStream> {
+        let mut requests = request.into_inner();
+        let (replies, outbox) = mpsc::channel(REPLIES);
+        let floor = self.clone();
+        self.runtime.tasks.spawn("floor-upstream", OnFailure::Log, async move {
+            while let Some(Ok(request)) = requests.next().await {
+                let reply = proto::QueuesUpstreamResponse {
+                    ref_request_id: request.request_id,
+                    results: request.messages.into_iter().map(|message| floor.accept(message)).collect(),
+                    ..proto::QueuesUpstreamResponse::default()
+                };
+                if replies.send(Ok(reply)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outbox))))
+    }
+
+    type QueuesDownstreamStream = Replies<proto::QueuesDownstreamResponse>;
+
+    async fn queues_downstream(
+        &self,
+        request: Request<Streaming<proto::QueuesDownstreamRequest>>,
+    ) -> Answer<Self::QueuesDownstreamStream> {
+        let mut requests = request.into_inner();
+        let (replies, outbox) = mpsc::channel(REPLIES);
+        let floor = self.clone();
+        self.runtime.tasks.spawn("floor-downstream", OnFailure::Log, async move {
+            while let Some(Ok(request)) = requests.next().await {
+                // A settlement has no answer, and nothing to settle here.
+                if request.request_type_data() == Kind::Get
+                    && replies.send(Ok(floor.get(&request).await)).await.is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outbox))))
+    }
+
+    async fn ping(&self, _: Request<proto::Empty>) -> Answer<proto::PingResult> {
+        Ok(Response::new(proto::PingResult { host: "floor".to_owned(), ..proto::PingResult::default() }))
+    }
+
+    type SendEventsStreamStream = Replies<proto::Result>;
+    type SubscribeToEventsStream = Replies<proto::EventReceive>;
+    type SubscribeToRequestsStream = Replies<proto::Request>;
+    type StreamQueueMessageStream = Replies<proto::StreamQueueMessagesResponse>;
+
+    async fn send_event(&self, _: Request<proto::Event>) -> Answer<proto::Result> {
+        absent()
+    }
+
+    async fn send_events_stream(&self, _: Request<Streaming<proto::Event>>) -> Answer<Self::SendEventsStreamStream> {
+        absent()
+    }
+
+    async fn subscribe_to_events(&self, _: Request<proto::Subscribe>) -> Answer<Self::SubscribeToEventsStream> {
+        absent()
+    }
+
+    async fn subscribe_to_requests(&self, _: Request<proto::Subscribe>) -> Answer<Self::SubscribeToRequestsStream> {
+        absent()
+    }
+
+    async fn send_request(&self, _: Request<proto::Request>) -> Answer<proto::Response> {
+        absent()
+    }
+
+    async fn send_response(&self, _: Request<proto::Response>) -> Answer<proto::Empty> {
+        absent()
+    }
+
+    async fn send_queue_messages_batch(
+        &self,
+        _: Request<proto::QueueMessagesBatchRequest>,
+    ) -> Answer<proto::QueueMessagesBatchResponse> {
+        absent()
+    }
+
+    async fn receive_queue_messages(
+        &self,
+        _: Request<proto::ReceiveQueueMessagesRequest>,
+    ) -> Answer<proto::ReceiveQueueMessagesResponse> {
+        absent()
+    }
+
+    async fn stream_queue_message(
+        &self,
+        _: Request<Streaming<proto::StreamQueueMessagesRequest>>,
+    ) -> Answer<Self::StreamQueueMessageStream> {
+        absent()
+    }
+
+    async fn ack_all_queue_messages(
+        &self,
+        _: Request<proto::AckAllQueueMessagesRequest>,
+    ) -> Answer<proto::AckAllQueueMessagesResponse> {
+        absent()
+    }
+
+    async fn queues_info(&self, _: Request<proto::QueuesInfoRequest>) -> Answer<proto::QueuesInfoResponse> {
+        absent()
+    }
+}

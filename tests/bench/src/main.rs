@@ -1,0 +1,154 @@
+//! `kubemq-bench`: what the broker reaches, beside what the machine would allow.
+//!
+//! [`floor`] and [`disk`] measure the machine, [`log`] the storage log by itself, [`table`] the program, with
+//! the loads of `kubemq bench` (the library `kubemq_server::cli::bench`). Figures without the floors of the same
+//! run say little: everything here prints both. Nothing here is a test; no speed is ever asserted.
+
+mod disk;
+mod floor;
+mod log;
+mod machine;
+mod process;
+mod table;
+mod work;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use kubemq_runtime::Runtime;
+use kubemq_server::cli::bench::time;
+use kubemq_server::cli::output;
+
+use work::{Times, WORKS};
+
+/// Where the results are kept beside the code.
+const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/RESULTS.md");
+
+/// Measures the broker beside the floors of the machine
+#[derive(clap::Parser)]
+#[command(after_help = "Examples (release builds; nothing else should run on the machine):
+  cargo build --release -p kubemq-server -p kubemq-bench
+  target/release/kubemq-bench table --write
+  target/release/kubemq-bench table --only 'upstream stream, 64' --rounds 1
+  target/release/kubemq-bench floors
+  target/release/kubemq-bench log")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// A directory on the disk that is to be measured
+    #[arg(long, global = true, default_value = ".")]
+    directory: PathBuf,
+    /// How often everything is measured; medians are shown
+    #[arg(long, global = true, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
+    rounds: u8,
+    /// Seconds of each measurement
+    #[arg(long, global = true, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
+    seconds: u8,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Measure the machine: a bare gRPC server that stores nothing, and fdatasync
+    Floors,
+    /// Measure the storage log by itself
+    Log,
+    /// Measure everything and print the table
+    Table {
+        /// The broker's program [default: `kubemq` beside this one]
+        #[arg(long)]
+        broker: Option<PathBuf>,
+        /// Only rows whose name contains this
+        #[arg(long, default_value = "", hide_default_value = true)]
+        only: String,
+        /// Keep the table in RESULTS.md beside the code
+        #[arg(long)]
+        write: bool,
+    },
+    /// Serve as the floor until killed; the other commands start this by themselves
+    #[command(hide = true)]
+    ServeFloor,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::note(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let serves = matches!(arguments.command, Command::ServeFloor);
+    // The floor has the threads that the broker has; the client needs one.
+    let executor = if serves {
+        tokio::runtime::Builder::new_multi_thread().enable_all().build()
+    } else {
+        tokio::runtime::Builder::new_current_thread().enable_all().build()
+    };
+    executor.context("could not start")?.block_on(async { command(arguments, Runtime::real()).await })
+}
+
+async fn command(arguments: &Arguments, runtime: Runtime) -> anyhow::Result<()> {
+    let Arguments { command, directory, rounds, seconds } = arguments;
+    let times = Times { warm_up: Duration::from_secs(1), duration: Duration::from_secs(u64::from(*seconds)) };
+    let rounds = usize::from(*rounds);
+    match command {
+        Command::Floors => floors(directory, rounds, times, &runtime).await,
+        Command::Log => {
+            for _ in 0..rounds {
+                let figures = log::groups(directory, &runtime, times.duration).await?;
+                output::line(&figures)?;
+            }
+            Ok(())
+        }
+        Command::Table { broker, only, write } => {
+            let broker = broker.clone().map_or_else(beside_this_program, Ok)?;
+            let plan = table::Plan { broker: &broker, directory, rounds, times, only };
+            let text = table::run(&plan, &runtime).await?;
+            output::line(&text)?;
+            if *write {
+                std::fs::write(RESULTS, text).with_context(|| format!("could not write {RESULTS}"))?;
+            }
+            Ok(())
+        }
+        Command::ServeFloor => {
+            let tell = |address: std::net::SocketAddr| {
+                Ok(output::json(&serde_json::json!({ "message": "ready", "grpc": address.to_string() }))?)
+            };
+            floor::serve(runtime, tell).await
+        }
+    }
+}
+
+async fn floors(directory: &Path, rounds: usize, times: Times, runtime: &Runtime) -> anyhow::Result<()> {
+    let latencies = disk::synced_appends(directory, &runtime.clock, times.duration).await?;
+    #[expect(clippy::cast_precision_loss, reason = "latencies are far below 2^52 ns")]
+    let at = |quantile| time(latencies.value_at_quantile(quantile) as f64 / 1000.0);
+    output::line(format_args!(
+        "fdatasync after a 4 KiB append to a preallocated file: p50 {}, p99 {}, max {}, {:.0}/s",
+        at(0.5),
+        at(0.99),
+        at(1.0),
+        1e9 / latencies.mean()
+    ))?;
+    for work in WORKS {
+        let mut samples = Vec::new();
+        for _ in 0..rounds {
+            let server = process::Server::floor(&runtime.clock)?;
+            samples.push(work.measure(&server, times, runtime).await?);
+        }
+        output::line(format_args!("{}: {}", work.name, table::figures(&table::middle(&samples))))?;
+    }
+    Ok(())
+}
+
+fn beside_this_program() -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe().context("this program has no path")?;
+    Ok(program.with_file_name("kubemq"))
+}

@@ -1,0 +1,295 @@
+//! The table of the README: targets, what was measured, and the floors of the same run beside it.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use kubemq_runtime::{Clock, Runtime};
+use kubemq_server::cli::bench::process::{cpu_time, resident_bytes};
+use kubemq_server::cli::bench::{grouped_rate, time};
+
+use crate::disk;
+use crate::log;
+use crate::machine::conditions;
+use crate::process::Server;
+use crate::work::{Sample, Target, Times, WORKS, Work};
+
+/// How long an idle broker is watched, after it has settled.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// How long it settles.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// How often a start is timed.
+const STARTS: usize = 7;
+
+/// What to measure.
+pub(crate) struct Plan<'a> {
+    pub(crate) broker: &'a Path,
+    pub(crate) directory: &'a Path,
+    pub(crate) rounds: usize,
+    pub(crate) times: Times,
+    /// Only rows whose name contains this.
+    pub(crate) only: &'a str,
+}
+
+/// A line of the table.
+pub(crate) struct Row {
+    work: String,
+    target: String,
+    measured: String,
+    floor: String,
+    met: Option<bool>,
+}
+
+/// Measures everything and returns the text of the results.
+pub(crate) async fn run(plan: &Plan<'_>, runtime: &Runtime) -> anyhow::Result<String> {
+    let conditions = conditions(plan.directory, plan.broker);
+    let sync = sync_latency(plan, &runtime.clock).await?;
+    let mut rows = Vec::new();
+    for work in WORKS.iter().filter(|work| work.name.contains(plan.only)) {
+        let (floor, broker) = measure(work, plan, runtime).await?;
+        rows.push(row(work, floor, broker, sync.p50_us));
+    }
+    if "log alone".contains(plan.only) {
+        rows.extend(log_rows(plan, runtime).await?);
+    }
+    if "program".contains(plan.only) {
+        rows.extend(program_rows(plan, &runtime.clock).await?);
+    }
+    Ok(render(&conditions, &sync, plan, &rows))
+}
+
+/// How long one fdatasync of a 4 KiB append takes on this machine.
+struct Sync {
+    p50_us: f64,
+    p99_us: f64,
+    rate: f64,
+}
+
+async fn sync_latency(plan: &Plan<'_>, clock: &Clock) -> anyhow::Result<Sync> {
+    let mut samples = Vec::new();
+    for _ in 0..plan.rounds {
+        let latencies = disk::synced_appends(plan.directory, clock, Duration::from_secs(1)).await?;
+        samples.push((
+            micros(latencies.value_at_quantile(0.5)),
+            micros(latencies.value_at_quantile(0.99)),
+            1e9 / latencies.mean(),
+        ));
+    }
+    let of = |pick: fn(&(f64, f64, f64)) -> f64| median(samples.iter().map(pick));
+    Ok(Sync { p50_us: of(|sample| sample.0), p99_us: of(|sample| sample.1), rate: of(|sample| sample.2) })
+}
+
+/// Measures floor and broker in turns, each time in a fresh process, and returns the medians.
+async fn measure(work: &Work, plan: &Plan<'_>, runtime: &Runtime) -> anyhow::Result<(Sample, Sample)> {
+    let (mut floors, mut brokers) = (Vec::new(), Vec::new());
+    for _ in 0..plan.rounds {
+        let server = Server::floor(&runtime.clock)?;
+        floors.push(work.measure(&server, plan.times, runtime).await?);
+        drop(server);
+        let server = Server::broker(plan.broker, plan.directory, &runtime.clock)?;
+        brokers.push(work.measure(&server, plan.times, runtime).await?);
+    }
+    Ok((middle(&floors), middle(&brokers)))
+}
+
+/// Returns the median of each figure by itself.
+pub(crate) fn middle(samples: &[Sample]) -> Sample {
+    let of = |pick: fn(&Sample) -> f64| median(samples.iter().map(pick));
+    Sample {
+        rate: of(|sample| sample.rate),
+        p50_us: of(|sample| sample.p50_us),
+        p99_us: of(|sample| sample.p99_us),
+        client_us: of(|sample| sample.client_us),
+        server_us: of(|sample| sample.server_us),
+        amplification: of(|sample| sample.amplification),
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn row(work: &Work, floor: Sample, broker: Sample, sync_us: f64) -> Row {
+    let (target, met) = match work.target {
+        Target::Latency { more_us } => {
+            let bound = sync_us + floor.p50_us + more_us;
+            (
+                format!("p50 ≤ {} ({sync_us:.0} + {:.0} + {more_us:.0} µs)", time(bound), floor.p50_us),
+                Some(broker.p50_us <= bound),
+            )
+        }
+        Target::Share { of_floor, p99_us } => {
+            let mut text = format!("≥ {of_floor} × floor = {}", grouped_rate(of_floor * floor.rate));
+            if let Some(bound) = p99_us {
+                write!(text, ", p99 ≤ {}", time(bound)).ok();
+            }
+            let fast = broker.rate >= of_floor * floor.rate;
+            (text, Some(fast && p99_us.is_none_or(|bound| broker.p99_us <= bound)))
+        }
+        Target::None => ("–".to_owned(), None),
+    };
+    Row {
+        work: work.name.to_owned(),
+        target,
+        measured: format!("{} = {:.2} × floor", figures(&broker), broker.rate / floor.rate),
+        floor: figures(&floor),
+        met,
+    }
+}
+
+/// Returns a sample as text.
+pub(crate) fn figures(sample: &Sample) -> String {
+    let mut text = format!(
+        "{}/s, p50 {}, p99 {}, server {:.1} µs and client {:.1} µs of processor per message",
+        grouped_rate(sample.rate),
+        time(sample.p50_us),
+        time(sample.p99_us),
+        sample.server_us,
+        sample.client_us
+    );
+    if sample.amplification > 0.0 {
+        write!(text, ", {:.2} bytes written per byte", sample.amplification).ok();
+    }
+    text
+}
+
+async fn log_rows(plan: &Plan<'_>, runtime: &Runtime) -> anyhow::Result<Vec<Row>> {
+    let mut runs = Vec::new();
+    for _ in 0..plan.rounds {
+        runs.push(log::groups(plan.directory, runtime, plan.times.duration).await?);
+    }
+    let of = |pick: fn(&log::Figures) -> f64| median(runs.iter().map(pick));
+    let (rate, amplification) = (of(|run| run.messages_per_second), of(|run| run.amplification));
+    let (p50, p99) = (of(|run| run.single_p50_us), of(|run| run.single_p99_us));
+    let group = Row {
+        work: "log alone, 64 × 1 KiB per group".to_owned(),
+        target: "≥ 200,000/s, ≤ 1.1 bytes written per byte".to_owned(),
+        measured: format!("{}/s, {amplification:.3} bytes written per byte", grouped_rate(rate)),
+        floor: "–".to_owned(),
+        met: Some(rate >= 200_000.0 && amplification <= 1.1),
+    };
+    let single = Row {
+        work: "log alone, one 1 KiB append at a time".to_owned(),
+        target: "–".to_owned(),
+        measured: format!("p50 {}, p99 {}", time(p50), time(p99)),
+        floor: "–".to_owned(),
+        met: None,
+    };
+    Ok(vec![group, single])
+}
+
+async fn program_rows(plan: &Plan<'_>, clock: &Clock) -> anyhow::Result<Vec<Row>> {
+    let mut starts = Vec::new();
+    for _ in 0..STARTS {
+        starts.push(Server::broker(plan.broker, plan.directory, clock)?.start_up.as_secs_f64() * 1e3);
+    }
+    let start = median(starts.into_iter());
+    let server = Server::broker(plan.broker, plan.directory, clock)?;
+    let process = Some(server.id());
+    clock.sleep(SETTLE).await;
+    let before = cpu_time(process).context("the broker is gone")?;
+    clock.sleep(IDLE).await;
+    let used = cpu_time(process).context("the broker is gone")?.saturating_sub(before);
+    let share = 100.0 * used.as_secs_f64() / IDLE.as_secs_f64();
+    let resident = mebibytes(resident_bytes(process).context("the broker is gone")?);
+    let megabytes = file_megabytes(plan.broker)?;
+    let plain = |work: &str, target: &str, measured: String, met| Row {
+        work: work.to_owned(),
+        target: target.to_owned(),
+        measured,
+        floor: "–".to_owned(),
+        met: Some(met),
+    };
+    Ok(vec![
+        plain("start to ready, empty directory", "≤ 50 ms", format!("{start:.1} ms"), start <= 50.0),
+        plain("idle: resident memory", "≤ 15 MiB", format!("{resident:.1} MiB"), resident <= 15.0),
+        plain("idle: processor", "≤ 0.5 % of a core", format!("{share:.2} %"), share <= 0.5),
+        plain("release binary, stripped", "≤ 20 MB", format!("{megabytes:.1} MB"), megabytes <= 20.0),
+    ])
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a file has far fewer than 2^52 bytes")]
+fn file_megabytes(path: &Path) -> anyhow::Result<f64> {
+    Ok(std::fs::metadata(path).context("the broker's file is gone")?.len() as f64 / 1e6)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a process has far fewer than 2^52 bytes")]
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "latencies are far below 2^52 ns")]
+fn micros(nanos: u64) -> f64 {
+    nanos as f64 / 1000.0
+}
+
+fn render(conditions: &[(&str, String)], sync: &Sync, plan: &Plan<'_>, rows: &[Row]) -> String {
+    let mut text = String::from("# What was reached\n\n");
+    text.push_str("Written by `kubemq-bench table`. Messages of 1 KiB, durability `group`; broker, floor and client share the machine.\n");
+    let times = plan.times;
+    writeln!(
+        text,
+        "Floor: a bare tonic server with the same API that stores nothing, under the same client. Medians of {}; each measured for {} s after {} s, in a fresh process and directory, floor and broker in turns.\n",
+        plan.rounds,
+        times.duration.as_secs_f64(),
+        times.warm_up.as_secs_f64()
+    )
+    .ok();
+    for (name, value) in conditions {
+        writeln!(text, "- {name}: {value}").ok();
+    }
+    writeln!(
+        text,
+        "- fdatasync after a 4 KiB append to a preallocated file: p50 {}, p99 {}, {}/s\n",
+        time(sync.p50_us),
+        time(sync.p99_us),
+        grouped_rate(sync.rate)
+    )
+    .ok();
+    text.push_str("| Work | To reach | Reached | | Floor |\n|---|---|---|---|---|\n");
+    for Row { work, target, measured, floor, met } in rows {
+        let mark = match met {
+            Some(true) => "yes",
+            Some(false) => "**no**",
+            None => "",
+        };
+        writeln!(text, "| {work} | {target} | {measured} | {mark} | {floor} |").ok();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(rate: f64, p50_us: f64, p99_us: f64) -> Sample {
+        Sample { rate, p50_us, p99_us, client_us: 0.0, server_us: 0.0, amplification: 0.0 }
+    }
+
+    fn met(name: &str, broker: Sample, floor: Sample) -> Option<bool> {
+        let work = WORKS.iter().find(|work| work.name.contains(name)).unwrap();
+        row(work, floor, broker, 100.0).met
+    }
+
+    #[test]
+    fn targets_are_judged_beside_the_floor() {
+        let floor = sample(1000.0, 50.0, 100.0);
+        assert_eq!(met("synchronous", sample(1.0, 190.0, 0.0), floor), Some(true));
+        assert_eq!(met("synchronous", sample(1.0, 191.0, 0.0), floor), Some(false));
+        assert_eq!(met("upstream stream, 64", sample(200.0, 0.0, 1700.0), floor), Some(true));
+        assert_eq!(met("upstream stream, 64", sample(199.0, 0.0, 1700.0), floor), Some(false));
+        assert_eq!(met("upstream stream, 64", sample(200.0, 0.0, 1701.0), floor), Some(false));
+        assert_eq!(met("16 channels", sample(1.0, 0.0, 0.0), floor), None);
+    }
+
+    #[test]
+    fn medians_are_taken_figure_by_figure() {
+        let middle = middle(&[sample(1.0, 9.0, 5.0), sample(3.0, 7.0, 6.0), sample(2.0, 8.0, 4.0)]);
+        assert_eq!((middle.rate, middle.p50_us, middle.p99_us), (2.0, 8.0, 5.0));
+    }
+}
