@@ -17,7 +17,7 @@ pub const TIMERS_PER_BLOCK: usize = 64;
 pub const BITMAP_BLOCK: u64 = 1024;
 
 /// Ranges of sequences that one operation may list.
-pub const SEQUENCE_RANGES: usize = 16_384;
+pub const SEQUENCE_RANGES: usize = 1 << 20;
 
 /// Messages that one `Move` may name.
 pub const MOVE_ITEMS: usize = 4_096;

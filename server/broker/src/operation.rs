@@ -461,7 +461,7 @@ mod tests {
             (&[3, 1, 5, 1, 1, b'a', 4, 0], DecodeError::UnknownMode(4)),
             (&[3, 1, 5, 1, 1, b'a', 1, 0x81, 0x20], DecodeError::TooMany),
             (&[5, 1, 0x81, 0x08], DecodeError::TooMany),
-            (&[2, 1, 5, 0x81, 0x80, 0x01], DecodeError::TooMany),
+            (&[2, 1, 5, 0x81, 0x80, 0x40], DecodeError::TooMany),
         ] {
             assert_eq!(Operation::decode(&Bytes::copy_from_slice(bytes)), Err(expected), "{bytes:?}");
         }

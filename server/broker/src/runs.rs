@@ -256,7 +256,7 @@ fn joined(before: &Run, after: &Run) -> Option<Run> {
 
 /// A block as bytes for the index on disk: version, count, runs, checksum.
 fn encode_run_block(runs: &[Run]) -> Bytes {
-    let mut out = BytesMut::with_capacity(2 + runs.len() * size_of::<Run>() + 8);
+    let mut out = BytesMut::with_capacity(2 + size_of_val(runs) + 8);
     out.put_u8(BLOCK_VERSION);
     out.put_u8(runs.len() as u8);
     for run in runs {

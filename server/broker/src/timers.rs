@@ -244,7 +244,7 @@ impl Timers {
 
 /// A block as bytes for the index on disk: version, count, timers, checksum.
 fn encode_timer_block(timers: &[Timer]) -> Bytes {
-    let mut out = BytesMut::with_capacity(2 + timers.len() * size_of::<Timer>() + 8);
+    let mut out = BytesMut::with_capacity(2 + size_of_val(timers) + 8);
     out.put_u8(BLOCK_VERSION);
     out.put_u8(timers.len() as u8);
     for timer in timers {

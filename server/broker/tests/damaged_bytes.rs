@@ -1,0 +1,268 @@
+//! Whatever bytes arrive as an operation or as a snapshot, nothing panics, and what was damaged is not taken.
+
+mod common;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use common::Random;
+use kubemq_broker::{
+    BatchView, ChannelId, Kind, MoveItem, MoveMode, Name, Operation, RestoreError, Sequences, State, TimerRef,
+};
+
+const SECOND: u64 = 1_000_000_000;
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn publish(channel: &str, delay_ms: u64) -> Operation {
+    let message = Bytes::from_static(b"message");
+    Operation::Publish { kind: Kind::Queue, channel: name(channel), delay_ms, expiration_ms: 5, message }
+}
+
+fn operations() -> Vec<Operation> {
+    let items = (1..9).map(|sequence| MoveItem { sequence, receive_count: 1, expires_at: 9 }).collect();
+    vec![
+        publish("q", 0),
+        publish("q", 900),
+        Operation::Ack { channel: ChannelId(65_537), sequences: [1, 3, 4, 900].into_iter().collect() },
+        Operation::Move { from: ChannelId(65_537), to: (Kind::Queue, name("dead")), mode: MoveMode::DeadLetter, items },
+        Operation::Drop { channel: ChannelId(65_537), sequences: Sequences::range(5, u64::MAX) },
+        Operation::Release { timers: vec![TimerRef { due: 7, entry: 3, part: 1 }] },
+        Operation::Create { kind: Kind::Events, channel: name("events") },
+        Operation::Delete { kind: Kind::Queue, channel: name("dead") },
+        Operation::Purge { kind: Kind::Queue, channel: name("q"), upto: 60, held: Sequences::range(9, 12) },
+        Operation::Tidy { channel: ChannelId(65_537), last_activity: 9 },
+        Operation::Beat,
+    ]
+}
+
+fn apply(state: &mut State, operations: &[Bytes]) {
+    let entry = state.entry() + 1;
+    let time = state.time().saturating_add(SECOND);
+    let known = BatchView { origin: entry, epoch: 1, number: 1, first_part: 1, operations };
+    let applied = state.apply(entry, time, &[known]);
+    assert_eq!(applied.answers.len(), 1);
+}
+
+/// Changes a few bytes, cuts, repeats or lengthens.
+fn damage(random: &mut Random, bytes: &[u8]) -> Bytes {
+    let mut damaged = bytes.to_vec();
+    for _ in 0..=random.below(3) {
+        if damaged.is_empty() {
+            break;
+        }
+        let place = random.below(damaged.len() as u64) as usize;
+        match random.below(6) {
+            0 => damaged.truncate(place),
+            1 => damaged.insert(place, random.next() as u8),
+            2 => damaged[place] = *random.pick(&[0, 1, 0x7f, 0x80, 0xff]),
+            3 => damaged.extend_from_within(place..),
+            _ => damaged[place] ^= 1 << random.below(8),
+        }
+    }
+    damaged.into()
+}
+
+#[test]
+fn random_bytes_as_operations() {
+    let mut random = Random::new(1);
+    let readable: Vec<Bytes> = operations().iter().map(Operation::to_bytes).collect();
+    let mut state = State::default();
+    let mut decoded = 0;
+    for round in 0..4_000 {
+        let mut batch = vec![publish("q", 0).to_bytes()];
+        for _ in 0..20 {
+            let bytes: Bytes = if random.once_in(4) {
+                // A known code and version, then anything.
+                let mut bytes = BytesMut::from(&[1 + random.below(10) as u8, 1][..]);
+                (0..random.below(40)).for_each(|_| bytes.put_u8(random.next() as u8));
+                bytes.freeze()
+            } else {
+                let whole: Bytes = random.pick(&readable).clone();
+                damage(&mut random, &whole)
+            };
+            if let Ok(operation) = Operation::decode(&bytes) {
+                let again = operation.to_bytes();
+                assert_eq!(Operation::decode(&again), Ok(operation), "what was read can be written and read");
+                decoded += 1;
+            }
+            batch.push(bytes);
+        }
+        apply(&mut state, &batch);
+        if round % 100 == 0 {
+            let chunks: Vec<Bytes> = state.snapshot().chunks().collect();
+            assert_eq!(State::restore(chunks).unwrap().digest(), state.digest(), "the state is sound");
+        }
+    }
+    assert!(decoded > 10_000, "only {decoded} of 80 000 damaged operations could be read: the damage is too great");
+}
+
+/// A state with something of everything: blocks, bitmaps, full ranges, copies, near and far timers, origins.
+fn rich_state() -> State {
+    let mut state = State::default();
+    for entry in 0..80 {
+        let mut batch: Vec<Bytes> = Vec::new();
+        for _ in 0..60 {
+            batch.push(publish("q", 0).to_bytes());
+            if entry % 4 == 0 {
+                batch.push(publish("r", 0).to_bytes());
+            }
+        }
+        batch.push(publish("q", 100_000).to_bytes());
+        batch.push(publish("r", 7_200_000).to_bytes());
+        apply(&mut state, &batch);
+    }
+    let q = state.channel(Kind::Queue, "q").unwrap().id();
+    let r = state.channel(Kind::Queue, "r").unwrap().id();
+    let items = (1..100).map(|sequence| MoveItem { sequence, receive_count: 2, expires_at: 5 }).collect();
+    let held = (3..4_000).filter(|sequence| sequence % 700 == 0).collect();
+    let settle = [
+        Operation::Move { from: r, to: (Kind::Queue, name("dead")), mode: MoveMode::DeadLetter, items },
+        Operation::Ack { channel: r, sequences: (200..500).filter(|sequence| sequence % 3 != 0).collect() },
+        Operation::Purge { kind: Kind::Queue, channel: name("q"), upto: 4_000, held },
+        Operation::Create { kind: Kind::Queries, channel: name("queries") },
+        Operation::Ack { channel: q, sequences: Sequences::range(4_200, 4_300) },
+    ];
+    apply(&mut state, &settle.map(|operation| operation.to_bytes()));
+    state
+}
+
+fn written(state: &State) -> Vec<u8> {
+    state.snapshot().chunks().flatten().collect()
+}
+
+#[test]
+fn a_snapshot_cut_anywhere_is_refused() {
+    let bytes = Bytes::from(written(&rich_state()));
+    for length in 0..bytes.len() {
+        let Err(error) = State::restore([bytes.slice(..length)]) else { panic!("{length} bytes were taken") };
+        assert!(
+            matches!(error, RestoreError::Truncated | RestoreError::Record(_) | RestoreError::Contradiction(_)),
+            "{length} bytes: {error}"
+        );
+    }
+    let mut longer = bytes.to_vec();
+    longer.push(0);
+    assert_eq!(State::restore([longer.into()]).err(), Some(RestoreError::Trailing));
+}
+
+#[test]
+fn a_snapshot_with_any_bit_flipped_is_refused() {
+    let bytes = written(&rich_state());
+    for bit in 0..bytes.len() * 8 {
+        // Every bit of the first records, then a sample.
+        if bit > 4_000 && bit % 13 != 0 {
+            continue;
+        }
+        let mut damaged = bytes.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        assert!(State::restore([damaged.into()]).is_err(), "bit {bit} of {}", bytes.len() * 8);
+    }
+}
+
+#[test]
+fn random_bytes_as_snapshots() {
+    let mut random = Random::new(2);
+    for _ in 0..20_000 {
+        let bytes: Vec<u8> = (0..random.below(200)).map(|_| random.next() as u8).collect();
+        assert!(State::restore([bytes.into()]).is_err());
+    }
+    assert_eq!(State::restore([]).err(), Some(RestoreError::Truncated));
+}
+
+#[test]
+fn another_version_is_named() {
+    let mut bytes = written(&State::default());
+    // Length, tag, four letters, version.
+    bytes[6] = 2;
+    assert_eq!(State::restore([bytes.into()]).err(), Some(RestoreError::UnknownVersion(2)));
+    assert_eq!(State::restore([Bytes::from_static(b"\x05hello")]).err(), Some(RestoreError::NotASnapshot));
+}
+
+/// The checksum of the snapshot format, written a second time, so that damage can be dressed up as sound.
+fn with_right_checksum(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut sum: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut word = |word: u64| {
+        let mixed = (sum ^ word).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        sum = (mixed ^ (mixed >> 32)).wrapping_mul(0xc4ce_b9fe_1a85_ec53).rotate_left(29);
+    };
+    let mut rest = bytes;
+    let mut out = Vec::new();
+    loop {
+        let (mut length, mut shift) = (0_usize, 0);
+        let start = rest;
+        loop {
+            let (byte, left) = rest.split_first()?;
+            rest = left;
+            length |= usize::from(byte & 0x7f) << shift;
+            shift += 7;
+            if byte & 0x80 == 0 {
+                break;
+            }
+            if shift > 21 {
+                return None;
+            }
+        }
+        let record = rest.get(..length)?;
+        if record.first() == Some(&10) {
+            break;
+        }
+        rest = &rest[length..];
+        out.extend_from_slice(&start[..start.len() - rest.len()]);
+        word(record.len() as u64);
+        for chunk in record.chunks(8) {
+            let mut padded = [0; 8];
+            padded[..chunk.len()].copy_from_slice(chunk);
+            if chunk.len() == 8 {
+                word(u64::from_le_bytes(padded));
+            }
+        }
+        let mut last = [0; 8];
+        let remainder = record.chunks_exact(8).remainder();
+        last[..remainder.len()].copy_from_slice(remainder);
+        word(u64::from_le_bytes(last));
+    }
+    let mixed = (sum ^ (sum >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    out.extend_from_slice(&[9, 10]);
+    out.extend_from_slice(&(mixed ^ (mixed >> 33)).to_le_bytes());
+    Some(out)
+}
+
+#[test]
+fn damage_with_a_right_checksum_is_refused_or_leaves_a_state_that_works() {
+    let bytes = written(&rich_state());
+    assert_eq!(with_right_checksum(&bytes).as_ref(), Some(&bytes), "the checksum is understood");
+    let mut random = Random::new(3);
+    let readable: Vec<Bytes> = operations().iter().map(Operation::to_bytes).collect();
+    let mut taken = 0;
+    for _ in 0..6_000 {
+        let mut damaged = bytes.clone();
+        for _ in 0..=random.below(2) {
+            let place = random.below(damaged.len() as u64) as usize;
+            match random.below(4) {
+                0 => damaged[place] = random.next() as u8,
+                1 => damaged[place] = damaged[place].wrapping_add(1),
+                _ => damaged[place] ^= 1 << random.below(8),
+            }
+        }
+        let Some(damaged) = with_right_checksum(&damaged) else { continue };
+        let Ok(mut state) = State::restore([damaged.into()]) else { continue };
+        taken += 1;
+        let living = state.living().count();
+        assert!(living > 0);
+        for channel in Kind::ALL.into_iter().flat_map(|kind| state.channels(kind)) {
+            let mut next = channel.next_alive(0);
+            while let Some(sequence) = next {
+                assert!(channel.locate(sequence).is_some(), "{sequence} waits and is nowhere");
+                next = channel.next_alive(sequence + 1);
+            }
+        }
+        apply(&mut state, &readable);
+        let later = state.time().saturating_add(10_000 * SECOND);
+        let due = state.due(later, 100);
+        apply(&mut state, &[Operation::Release { timers: due }.to_bytes()]);
+        let again = State::restore(state.snapshot().chunks()).expect("what was taken can be written again");
+        assert_eq!(again.digest(), state.digest());
+    }
+    assert!(taken > 300, "only {taken} damaged snapshots were taken: this tests little");
+}

@@ -1,0 +1,565 @@
+//! Random lists of operations against a naive model, on three replicas that are written down and read again at
+//! different moments. Everything that can be seen must be equal: answers, effects, messages, counts, digests.
+//!
+//! `KUBEMQ_LISTS` says how many lists (10 000), `KUBEMQ_FIRST` with which seed they begin (0), `KUBEMQ_SEED` runs a
+//! single one.
+
+mod common;
+mod model;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use bytes::{Bytes, BytesMut};
+use common::Random;
+use kubemq_broker::{
+    Answer, Applied, BatchView, BlockKey, ChannelId, Effect, Kind, Limits, MoveItem, MoveMode, Name, Operation, Run,
+    Sequences, Snapshot, State, TimerRef, decode_run_block,
+};
+use model::{Batch, Model};
+
+const MILLISECOND: u64 = 1_000_000;
+
+/// What a list is like: drawn once, so that some lists do a lot of one thing.
+#[derive(Debug)]
+struct Shape {
+    names: Vec<String>,
+    kinds: Vec<Kind>,
+    /// How often each sort of operation is chosen.
+    weights: [u64; 10],
+    entries: u64,
+    /// Most operations in one batch.
+    operations: u64,
+    /// Longest burst of publishes, and over how many channels it is spread.
+    burst: u64,
+    spread: u64,
+    longest_delay_ms: u64,
+    longest_step_ms: u64,
+}
+
+impl Shape {
+    fn draw(random: &mut Random) -> Self {
+        let all = ["a", "b", "orders", "orders.eu", "dead", "é"];
+        let names = all[..1 + random.below(all.len() as u64) as usize].iter().map(|name| (*name).to_owned()).collect();
+        let mut kinds = vec![Kind::Queue];
+        if random.once_in(3) {
+            kinds.extend([Kind::EventsStore, Kind::Commands]);
+        }
+        let mut weights = [0; 10];
+        for weight in &mut weights {
+            *weight = [0, 1, 1, 3, 8][random.below(5) as usize];
+        }
+        weights[0] += 4;
+        let large = random.once_in(40);
+        Self {
+            names,
+            kinds,
+            weights,
+            entries: 5 + random.below(if large { 60 } else { 25 }),
+            operations: 1 + random.below(12),
+            burst: [1, 4, 30, 150][random.below(4) as usize] * if large { 6 } else { 1 },
+            spread: 1 + random.below(3),
+            longest_delay_ms: [10, 5_000, 3_600_000][random.below(3) as usize],
+            longest_step_ms: [2, 3_000, 2_000_000][random.below(3) as usize],
+        }
+    }
+}
+
+/// What the model is asked for when an operation is invented.
+struct Inventor<'a> {
+    random: &'a mut Random,
+    shape: &'a Shape,
+    model: &'a Model,
+}
+
+impl Inventor<'_> {
+    fn kind(&mut self) -> Kind {
+        *self.random.pick(&self.shape.kinds)
+    }
+
+    fn name(&mut self) -> Name {
+        let name: &String = self.random.pick(&self.shape.names);
+        Name::new(name).unwrap()
+    }
+
+    /// A channel that exists, usually.
+    fn channel(&mut self) -> ChannelId {
+        if self.model.channels.is_empty() || self.random.once_in(12) {
+            return ChannelId(self.random.below(1 << 20));
+        }
+        self.random.pick(&self.model.channels).id
+    }
+
+    fn sequences_of(&self, id: ChannelId) -> Vec<u64> {
+        let found = self.model.channels.iter().find(|channel| channel.id == id);
+        found.map(|channel| channel.messages.iter().map(|message| message.sequence).collect()).unwrap_or_default()
+    }
+
+    /// Some sequences: stored ones, settled ones, and ones that never were.
+    fn sequences(&mut self, id: ChannelId) -> Sequences {
+        let stored = self.sequences_of(id);
+        let highest = stored.last().copied().unwrap_or(5);
+        match self.random.below(6) {
+            0 => stored.first().map(|first| Sequences::one(*first)).unwrap_or_default(),
+            1 => {
+                let first = self.random.below(highest + 2);
+                Sequences::range(first, first + self.random.below(highest + 3))
+            }
+            2 => stored.iter().copied().filter(|_| self.random.once_in(2)).collect(),
+            3 => stored.iter().copied().filter(|_| !self.random.once_in(10)).collect(),
+            4 => {
+                let from = self.random.below(highest + 2);
+                let last = if self.random.once_in(4) { u64::MAX } else { highest };
+                Sequences::range(from, last)
+            }
+            _ => (0..self.random.below(6)).map(|_| self.random.below(highest + 3)).collect(),
+        }
+    }
+
+    fn publish(&mut self, kind: Kind, name: Name, entry: u64) -> Operation {
+        let delayed = self.shape.weights[9] > 0 && self.random.once_in(3);
+        let delay_ms = if delayed { 1 + self.random.below(self.shape.longest_delay_ms) } else { 0 };
+        let expiration_ms = if self.random.once_in(3) { self.random.below(100_000) } else { 0 };
+        // Equal sizes within an entry: then the shares of a run are exact.
+        let message = Bytes::from(vec![b'm'; (entry * 7 % 50) as usize]);
+        Operation::Publish { kind, channel: name, delay_ms, expiration_ms, message }
+    }
+
+    fn some_move(&mut self) -> Operation {
+        let from = self.channel();
+        let mut items: Vec<MoveItem> = Vec::new();
+        for sequence in self.sequences(from).iter().take(40) {
+            let receive_count = self.random.below(5) as u32;
+            let expires_at = self.random.below(3) * 1_000_000;
+            items.push(MoveItem { sequence, receive_count, expires_at });
+        }
+        if self.random.once_in(4) {
+            items.reverse();
+        }
+        if self.random.once_in(4) {
+            // Repeated, and beyond the tail: where a copy of this very move may land.
+            items.extend(items.first().copied());
+            let next = self.sequences_of(from).last().map_or(1, |last| last + 1);
+            items.push(MoveItem { sequence: next, receive_count: 9, expires_at: 9 });
+        }
+        let mode = *self.random.pick(&[MoveMode::Return, MoveMode::DeadLetter, MoveMode::Requeue]);
+        let own = self.model.channels.iter().find(|channel| channel.id == from);
+        let own = own.map(|channel| (channel.kind, Name::new(&channel.name).unwrap()));
+        let to = match own {
+            Some(own) if self.random.once_in(2) => own,
+            _ => (self.kind(), self.name()),
+        };
+        Operation::Move { from, to, mode, items }
+    }
+
+    fn release(&mut self, time: u64) -> Operation {
+        let soon = self.model.due(time.saturating_add(self.random.below(2) * 2_000 * MILLISECOND));
+        let mut timers: Vec<TimerRef> = soon.into_iter().filter(|_| !self.random.once_in(5)).take(1024).collect();
+        if self.random.once_in(4) {
+            timers.extend(timers.first().copied());
+            timers.truncate(1024);
+        }
+        if self.random.once_in(4) && timers.len() < 1024 {
+            timers.push(TimerRef { due: self.random.below(time), entry: self.random.next(), part: 3 });
+        }
+        Operation::Release { timers }
+    }
+
+    /// One operation, or a burst of them.
+    fn invent(&mut self, entry: u64, time: u64, into: &mut Vec<Option<Operation>>) {
+        let sum: u64 = self.shape.weights.iter().sum();
+        let mut drawn = self.random.below(sum);
+        let mut sort = 0;
+        while drawn >= self.shape.weights[sort] {
+            drawn -= self.shape.weights[sort];
+            sort += 1;
+        }
+        let operation = match sort {
+            0 => {
+                let start = self.random.below(self.shape.names.len() as u64);
+                let kind = self.kind();
+                for number in 0..1 + self.random.below(self.shape.burst) {
+                    let place = (start + number % self.shape.spread) % self.shape.names.len() as u64;
+                    let name = Name::new(&self.shape.names[place as usize]).unwrap();
+                    let operation = self.publish(kind, name, entry);
+                    into.push(Some(operation));
+                }
+                return;
+            }
+            1 => {
+                let channel = self.channel();
+                Operation::Ack { channel, sequences: self.sequences(channel) }
+            }
+            2 => self.some_move(),
+            3 => {
+                let channel = self.channel();
+                Operation::Drop { channel, sequences: self.sequences(channel) }
+            }
+            4 => {
+                let (kind, channel) = (self.kind(), self.name());
+                let id = self.model.find(kind, channel.as_str()).unwrap_or(ChannelId(0));
+                let held = if self.random.once_in(3) { Sequences::new() } else { self.sequences(id) };
+                let upto = match self.random.below(3) {
+                    0 => u64::MAX,
+                    _ => self.random.below(self.sequences_of(id).last().copied().unwrap_or_default() + 3),
+                };
+                Operation::Purge { kind, channel, upto, held }
+            }
+            5 => Operation::Create { kind: self.kind(), channel: self.name() },
+            6 if self.random.once_in(3) => Operation::Delete { kind: self.kind(), channel: self.name() },
+            7 => {
+                let channel = self.channel();
+                let found = self.model.channels.iter().find(|one| one.id == channel);
+                let last_activity = match found {
+                    Some(found) if !self.random.once_in(4) => found.last_activity,
+                    _ => self.random.below(time),
+                };
+                Operation::Tidy { channel, last_activity }
+            }
+            8 => {
+                into.push(None);
+                return;
+            }
+            9 => self.release(time),
+            _ => Operation::Beat,
+        };
+        into.push(Some(operation));
+    }
+}
+
+/// Something that cannot be read.
+fn garbage(random: &mut Random) -> Bytes {
+    let readable = Operation::Ack { channel: ChannelId(3), sequences: Sequences::range(1, 1 << 40) }.to_bytes();
+    match random.below(3) {
+        0 => readable.slice(..random.below(readable.len() as u64) as usize),
+        1 => Bytes::from(vec![200 + random.below(50) as u8; 5]),
+        _ => Bytes::from_static(&[9, 7]),
+    }
+}
+
+/// A replica: its own state, and how often it starts anew from what it wrote down.
+struct Replica {
+    state: State,
+    restore_once_in: u64,
+}
+
+impl Replica {
+    fn maybe_restore(&mut self, random: &mut Random) {
+        if random.once_in(self.restore_once_in) {
+            let digest = self.state.digest();
+            let chunks = recut(random, self.state.snapshot());
+            let restored = State::restore(chunks).unwrap();
+            assert_eq!(restored.digest(), digest, "digest after a restore");
+            assert_eq!(restored.index_bytes(), self.state.index_bytes(), "memory counted again from nothing");
+            self.state = restored;
+        }
+    }
+}
+
+/// A snapshot's bytes, cut at other places.
+fn recut(random: &mut Random, snapshot: Snapshot) -> Vec<Bytes> {
+    let mut all = BytesMut::new();
+    for chunk in snapshot.chunks() {
+        all.extend_from_slice(&chunk);
+    }
+    let mut rest = all.freeze();
+    let mut chunks = Vec::new();
+    while !rest.is_empty() {
+        let longest = 1 + random.below(3000);
+        let length = 1 + random.below(longest.min(rest.len() as u64));
+        chunks.push(rest.split_to(length as usize));
+    }
+    chunks
+}
+
+/// What the index on disk would hold.
+#[derive(Default)]
+struct Index {
+    blocks: BTreeMap<BlockKey, Vec<Run>>,
+}
+
+impl Index {
+    fn take(&mut self, effects: &[Effect]) {
+        for effect in effects {
+            match effect {
+                Effect::Sealed { key, block } => {
+                    let runs = match key {
+                        BlockKey::Runs { .. } => decode_run_block(block).expect("a sealed block can be read"),
+                        BlockKey::Timers { .. } => Vec::new(),
+                    };
+                    assert!(self.blocks.insert(*key, runs).is_none(), "{key:?} was sealed twice");
+                }
+                Effect::Dropped { key } => {
+                    assert!(self.blocks.remove(key).is_some(), "{key:?} was dropped but not sealed");
+                }
+                Effect::Deleted { channel } => {
+                    self.blocks.retain(|key, _| !matches!(key, BlockKey::Runs { channel: of, .. } if of == channel));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Every living message in a sealed block lies where the block says; a block without any is not kept.
+    fn check(&self, state: &State) {
+        for (key, runs) in &self.blocks {
+            let BlockKey::Runs { channel, first_sequence } = key else { continue };
+            let channel = state.channel_by_id(*channel).expect("blocks of a deleted channel go");
+            assert_eq!(runs.len(), 64);
+            assert_eq!(runs[0].first_sequence, *first_sequence);
+            let mut alive = 0;
+            for run in runs {
+                for place in 0..run.count {
+                    if let Some(location) = channel.locate(run.first_sequence + u64::from(place)) {
+                        assert!(location.copy.is_none());
+                        assert_eq!((location.entry, location.part), (run.entry, run.first_part + place));
+                        alive += 1;
+                    }
+                }
+            }
+            assert!(alive > 0, "a block in which everything is settled is dropped");
+        }
+    }
+}
+
+/// Compares what applying answered with what the model says.
+fn check_applied(applied: &Applied, answers: &[Answer], changes: &model::Changes) {
+    let given: Vec<&Answer> = applied.answers.iter().map(|answer| &answer.answer).collect();
+    assert_eq!(given, answers.iter().collect::<Vec<_>>(), "answers");
+    let mut seen = model::Changes::default();
+    for effect in &applied.effects {
+        match effect {
+            Effect::Created { channel, .. } => seen.created.push(*channel),
+            Effect::Deleted { channel } => seen.deleted.push(*channel),
+            Effect::Ready { channel } => assert!(seen.ready.insert(*channel), "woken once per entry"),
+            Effect::Settled { channel, sequences } => {
+                for sequence in sequences.iter() {
+                    assert!(seen.settled.entry(*channel).or_default().insert(sequence), "settled twice: {sequence}");
+                }
+            }
+            Effect::TimerSet { .. } | Effect::Sealed { .. } | Effect::Dropped { .. } => {}
+        }
+    }
+    assert_eq!(&seen, changes, "effects");
+}
+
+/// Compares everything that can be seen of a state with the model.
+fn check_state(state: &State, model: &Model) {
+    assert_eq!(state.channel_count(), model.channels.len() as u64);
+    assert_eq!(state.timer_count(), model.timers.len() as u64);
+    for kind in Kind::ALL {
+        let listed: Vec<&str> = state.channels(kind).map(|channel| &**channel.name()).collect();
+        let mut expected: Vec<&str> =
+            model.channels.iter().filter(|channel| channel.kind == kind).map(|channel| &*channel.name).collect();
+        expected.sort_unstable();
+        assert_eq!(listed, expected, "channels of {kind:?}");
+    }
+    for expected in &model.channels {
+        check_channel(state, expected, model);
+    }
+    assert_eq!(state.due(model.time, usize::MAX), model.due(model.time), "what is due");
+    let first = model.timers.iter().map(|timer| timer.due).min();
+    match (state.next_due(), first) {
+        (None, None) => {}
+        (Some(look), Some(due)) => assert!(look == due || (look < due && due > model.time), "{look} for {due}"),
+        (look, due) => panic!("looks at {look:?} for {due:?}"),
+    }
+    check_living(state, model);
+}
+
+fn check_channel(state: &State, expected: &model::Channel, model: &Model) {
+    let channel = state.channel(expected.kind, &expected.name).expect("the channel is found by its name");
+    assert_eq!(state.channel_by_id(expected.id).map(|found| found.id()), Some(channel.id()));
+    assert_eq!((channel.kind(), channel.is_explicit()), (expected.kind, expected.explicit));
+    assert_eq!(channel.next_sequence(), expected.stored + 1);
+    assert_eq!(channel.waiting(), expected.messages.len() as u64);
+    assert_eq!(channel.waiting_bytes(), expected.messages.iter().map(|message| message.size).sum::<u64>());
+    assert_eq!(channel.first_sequence(), expected.messages.first().map(|message| message.sequence));
+    assert_eq!(channel.last_sequence(), expected.messages.last().map(|message| message.sequence));
+    assert_eq!(channel.last_activity(), expected.last_activity);
+    let totals = channel.totals();
+    assert_eq!((totals.sent, totals.sent_bytes), expected.sent);
+    assert_eq!((totals.settled, totals.settled_bytes), expected.settled);
+    assert_eq!(totals.expired, expected.expired);
+    assert_eq!(totals.dead_lettered, expected.dead_lettered);
+    assert_eq!(totals.redelivered, expected.redelivered);
+    let delayed = model.timers.iter().filter(|timer| timer.channel == expected.id).count();
+    assert_eq!(totals.delayed, delayed as u64);
+    assert_eq!(channel.is_empty(), expected.messages.is_empty() && delayed == 0);
+
+    let mut from = 0;
+    for message in &expected.messages {
+        assert_eq!(channel.next_alive(from), Some(message.sequence), "alive from {from}");
+        if message.sequence > from + 1 {
+            assert!(channel.locate(message.sequence - 1).is_none(), "{} is settled", message.sequence - 1);
+        }
+        let location = channel.locate(message.sequence).expect("what waits is somewhere");
+        assert_eq!((location.entry, location.part), message.body, "body of {}", message.sequence);
+        assert_eq!(location.bytes, message.size);
+        let copy = location.copy.map(|copy| model::MessageCopy {
+            receive_count: copy.receive_count,
+            time: copy.time,
+            expires_at: copy.expires_at,
+            rerouted_from: copy.rerouted_from.as_deref().map(str::to_owned),
+            cleared_policy: copy.cleared_policy,
+            fresh: copy.fresh,
+        });
+        assert_eq!(copy, message.copy, "copy {}", message.sequence);
+        from = message.sequence + 1;
+    }
+    assert_eq!(channel.next_alive(from), None);
+    assert!(channel.locate(from).is_none() && channel.locate(expected.stored + 1).is_none());
+    assert!(channel.locate(0).is_none() && channel.locate(u64::MAX).is_none());
+}
+
+fn check_living(state: &State, model: &Model) {
+    let mut named = BTreeSet::new();
+    let mut before: Option<(u64, u32)> = None;
+    for (entry, first_part, count) in state.living() {
+        let start = (entry, u32::from(first_part));
+        assert!(before.is_none_or(|before| before < start), "in order, joined, nothing twice");
+        before = Some((entry, u32::from(first_part) + count));
+        named.extend((0..count).map(|place| (entry, first_part + place as u16)));
+    }
+    assert_eq!(named, model.living(), "living bodies");
+}
+
+/// The number of the next batch of each origin, and what was sent last.
+#[derive(Default)]
+struct Senders {
+    sent: BTreeMap<u64, (u64, Vec<Batch>)>,
+}
+
+impl Senders {
+    /// A new batch, or one that is repeated, too early, too old or of an earlier epoch.
+    fn batch(&mut self, random: &mut Random, first_part: u16, operations: Vec<Option<Operation>>) -> Batch {
+        let origin = random.below(2);
+        let (epoch, sent) = self.sent.entry(origin).or_insert((1, Vec::new()));
+        if random.once_in(30) {
+            *epoch += 1;
+            sent.clear();
+        }
+        let number = sent.len() as u64 + 1;
+        let mut batch = Batch { origin, epoch: *epoch, number, first_part, operations };
+        match random.below(24) {
+            0 if !sent.is_empty() => {
+                let back = 1 + random.below(6.min(sent.len() as u64));
+                batch = Batch { first_part, ..sent[sent.len() - back as usize].clone() };
+            }
+            1 => batch.number += 1 + random.below(2),
+            2 => batch.epoch -= 1,
+            3 => batch.number = 0,
+            _ => sent.push(batch.clone()),
+        }
+        batch
+    }
+}
+
+/// One list.
+fn run(seed: u64, trace: bool) {
+    let mut random = Random::new(seed);
+    let random = &mut random;
+    let shape = Shape::draw(random);
+    let limits = Limits { channels: 1 + random.below(12), ..Limits::default() };
+    let mut model = Model::new(limits);
+    let mut replicas: Vec<Replica> =
+        [1_000_000, 6, 15].map(|restore_once_in| Replica { state: State::new(limits), restore_once_in }).into();
+    let mut senders = Senders::default();
+    let mut index = Index::default();
+    let mut kept: Option<(u64, Snapshot)> = None;
+    let mut entry = 0;
+    let mut time = 1_700_000_000_000 * MILLISECOND;
+    if trace {
+        eprintln!("{shape:#?} {limits:?}");
+    }
+    for _ in 0..shape.entries {
+        entry += 1 + random.below(3);
+        time += random.below(shape.longest_step_ms) * MILLISECOND;
+        let stamp = if random.once_in(20) { time - 5 * MILLISECOND } else { time };
+        let mut batches = Vec::new();
+        let mut part = 1;
+        for _ in 0..=random.below(2) {
+            let mut operations = Vec::new();
+            for _ in 0..random.below(shape.operations + 1) {
+                Inventor { random, shape: &shape, model: &model }.invent(entry, time, &mut operations);
+            }
+            let batch = senders.batch(random, part, operations);
+            part += batch.operations.len() as u16;
+            batches.push(batch);
+        }
+        if trace {
+            eprintln!("entry {entry} at {stamp}: {batches:#?}");
+        }
+        let encoded: Vec<Vec<Bytes>> = batches.iter().map(|batch| encode(random, batch)).collect();
+        let views: Vec<BatchView<'_>> = batches
+            .iter()
+            .zip(&encoded)
+            .map(|(batch, operations)| BatchView {
+                origin: batch.origin,
+                epoch: batch.epoch,
+                number: batch.number,
+                first_part: batch.first_part,
+                operations,
+            })
+            .collect();
+        let (answers, changes) = model.apply(entry, stamp, &batches);
+        let applied: Vec<Applied> =
+            replicas.iter_mut().map(|replica| replica.state.apply(entry, stamp, &views)).collect();
+        check_applied(&applied[0], &answers, &changes);
+        for other in &applied[1..] {
+            assert_eq!(other, &applied[0], "replicas answer alike");
+        }
+        index.take(&applied[0].effects);
+        for replica in &mut replicas {
+            replica.maybe_restore(random);
+        }
+        if random.once_in(8) {
+            let state = &random.pick(&replicas).state;
+            kept = Some((state.digest(), state.snapshot()));
+        }
+        if random.once_in(4) {
+            check_state(&replicas[random.below(3) as usize].state, &model);
+            index.check(&replicas[0].state);
+        }
+    }
+    let digests: Vec<u64> = replicas.iter().map(|replica| replica.state.digest()).collect();
+    assert!(digests.iter().all(|digest| *digest == digests[0]), "digests {digests:?}");
+    for replica in &replicas {
+        check_state(&replica.state, &model);
+        assert_eq!(replica.state.index_bytes(), replicas[0].state.index_bytes(), "memory is counted alike");
+    }
+    index.check(&replicas[0].state);
+    if let Some((digest, snapshot)) = kept {
+        let then = State::restore(recut(random, snapshot)).unwrap();
+        assert_eq!(then.digest(), digest, "a snapshot holds the state as it was");
+    }
+}
+
+fn encode(random: &mut Random, batch: &Batch) -> Vec<Bytes> {
+    let bytes = |operation: &Option<Operation>| match operation {
+        Some(operation) => operation.to_bytes(),
+        None => garbage(random),
+    };
+    batch.operations.iter().map(bytes).collect()
+}
+
+fn number_from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+#[test]
+fn random_lists_do_what_the_model_does() {
+    if let Some(seed) = number_from_environment("KUBEMQ_SEED") {
+        run(seed, true);
+        return;
+    }
+    let first = number_from_environment("KUBEMQ_FIRST").unwrap_or(0);
+    let lists = number_from_environment("KUBEMQ_LISTS").unwrap_or(10_000);
+    for seed in first..first + lists {
+        let result = catch_unwind(AssertUnwindSafe(|| run(seed, false)));
+        if let Err(failure) = result {
+            eprintln!("replay: KUBEMQ_SEED={seed} cargo test -p kubemq-broker --test random_operations -- --nocapture");
+            std::panic::resume_unwind(failure);
+        }
+    }
+}
