@@ -1,0 +1,411 @@
+//! openraft's state machine over ours.
+//!
+//! It drains what is ready of the committed entries into one call of [`StateMachine::apply`], keeps by itself
+//! what openraft wants to know (the last entry applied, the membership), and answers proposers afterwards.
+//! Snapshots are written outside of openraft (see `maintenance`), which only hears of those that exist.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::marker::PhantomData;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::{FutureExt, Stream, StreamExt};
+use kubemq_runtime::{Instant, OnFailure, Runtime, chain, sync};
+use kubemq_storage::log::Log;
+use kubemq_storage::snapshot::Snapshots;
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
+use openraft::{AsyncRuntime, EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot};
+use parking_lot::Mutex;
+
+use crate::error::Error;
+use crate::snapshot::{Incoming, Outgoing};
+use crate::state_machine::{Committed, SnapshotSource, StateMachine};
+use crate::types::{self, Entry, LogId, Malformed, SnapshotMeta, StoredMembership, Types};
+
+/// Entries applied under one lock at most.
+const CHUNK_ENTRIES: usize = 1024;
+/// Bytes of entries applied under one lock at most, unless it is a single entry.
+const CHUNK_BYTES: usize = 16 << 20;
+
+/// What is kept beside the state, and in a snapshot's metadata.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Meta {
+    pub(crate) raft: SnapshotMeta,
+    /// The greatest LogTime that was applied.
+    pub(crate) time: u64,
+}
+
+const META_VERSION: u8 = 1;
+
+impl Meta {
+    pub(crate) fn index(&self) -> u64 {
+        self.raft.last_log_id.as_ref().map_or(0, |id| id.index)
+    }
+
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut bytes = BytesMut::new();
+        bytes.put_u8(META_VERSION);
+        bytes.put_u64_le(self.time);
+        let membership = &self.raft.last_membership;
+        for id in [&self.raft.last_log_id, membership.log_id()] {
+            bytes.put_u8(u8::from(id.is_some()));
+            let id = id.as_ref().map(types::stored_id).unwrap_or_default();
+            bytes.put_u64_le(id.term);
+            bytes.put_u64_le(id.node);
+            bytes.put_u64_le(id.index);
+        }
+        bytes.put_slice(&types::encode_membership(membership.membership()));
+        bytes.freeze()
+    }
+
+    pub(crate) fn decode(mut bytes: Bytes) -> Result<Self, Malformed> {
+        if bytes.try_get_u8()? != META_VERSION {
+            return Err(Malformed);
+        }
+        let time = bytes.try_get_u64_le()?;
+        let (last_log_id, log_id) = (decode_id(&mut bytes)?, decode_id(&mut bytes)?);
+        let membership = types::decode_membership(&mut bytes)?;
+        let last_membership = StoredMembership::new(log_id, membership);
+        Ok(Self { raft: SnapshotMeta { last_log_id, last_membership }, time })
+    }
+}
+
+fn decode_id(bytes: &mut Bytes) -> Result<Option<LogId>, Malformed> {
+    let some = bytes.try_get_u8()? == 1;
+    let id = kubemq_storage::LogId {
+        term: bytes.try_get_u64_le()?,
+        node: bytes.try_get_u64_le()?,
+        index: bytes.try_get_u64_le()?,
+    };
+    Ok(some.then(|| types::raft_id(id)))
+}
+
+/// What was written since the last snapshot.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Written {
+    /// Bytes of entries.
+    pub(crate) bytes: u64,
+    /// Whether there was more than beats.
+    pub(crate) operations: bool,
+    /// When the last operation was applied.
+    pub(crate) last: Instant,
+}
+
+/// What of the machine does not depend on its type.
+pub(crate) struct Shared {
+    pub(crate) log: Log,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) runtime: Runtime,
+    pub(crate) facts: Mutex<Facts>,
+    /// Held while a snapshot is written or installed, so that the pointer never goes back.
+    pub(crate) writing: sync::Mutex<()>,
+}
+
+#[derive(Default)]
+pub(crate) struct Facts {
+    /// Entries are applied by openraft now, not while the node starts.
+    pub(crate) running: bool,
+    pub(crate) written: Written,
+    /// The snapshot that the pointer names.
+    pub(crate) durable: Option<Meta>,
+    /// Bytes of that snapshot's chunks.
+    pub(crate) durable_bytes: u64,
+    /// A snapshot that exists and that openraft has not heard of.
+    pub(crate) prepared: Option<Meta>,
+    /// Transfers that are running, and the index of their snapshots.
+    pub(crate) leases: BTreeMap<u64, u64>,
+    pub(crate) next_lease: u64,
+}
+
+/// The machine, and how far it is.
+pub(crate) struct State<M> {
+    pub(crate) machine: M,
+    pub(crate) meta: Meta,
+}
+
+/// See the module.
+pub(crate) struct Machine<R, M> {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) state: Arc<Mutex<State<M>>>,
+    runtime: PhantomData<fn() -> R>,
+}
+
+impl<R, M> Clone for Machine<R, M> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), state: Arc::clone(&self.state), runtime: PhantomData }
+    }
+}
+
+/// openraft's snapshot data: never the data.
+pub(crate) enum Handle {
+    /// Only the metadata is asked for.
+    Known,
+    /// To be sent.
+    Outgoing(Box<Outgoing>),
+    /// Received, and to be installed.
+    Incoming(Box<Incoming>),
+}
+
+/// A snapshot's two views of one moment.
+pub(crate) struct Moment {
+    pub(crate) meta: Meta,
+    pub(crate) chunks: Box<dyn SnapshotSource>,
+    pub(crate) living: Box<dyn SnapshotSource>,
+}
+
+impl<R: AsyncRuntime, M: StateMachine> Machine<R, M> {
+    pub(crate) fn new(machine: M, log: Log, snapshots: Snapshots, runtime: Runtime) -> Self {
+        let facts = Mutex::new(Facts::default());
+        let state = State { machine, meta: Meta::default() };
+        Self {
+            shared: Arc::new(Shared { log, snapshots, runtime, facts, writing: sync::Mutex::new(()) }),
+            state: Arc::new(Mutex::new(state)),
+            runtime: PhantomData,
+        }
+    }
+
+    /// Returns the state of this moment, to be written or sent.
+    pub(crate) fn moment(&self) -> Moment {
+        let mut state = self.state.lock();
+        Moment { chunks: state.machine.snapshot(), living: state.machine.snapshot(), meta: state.meta.clone() }
+    }
+
+    /// Replaces the state by a verified snapshot.
+    pub(crate) fn restore(&self, meta: Meta, chunks: Vec<Bytes>) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        state.machine.restore(chunks)?;
+        state.meta = meta;
+        Ok(())
+    }
+
+    fn apply_chunk(&self, chunk: &mut Chunk<R>) -> Result<(), io::Error> {
+        let committed = std::mem::take(&mut chunk.committed);
+        let written = Written { bytes: chunk.bytes as u64, operations: chunk.operations, last: Instant::default() };
+        {
+            let mut state = self.state.lock();
+            let state = &mut *state;
+            if !committed.is_empty() {
+                let time = committed.last().map_or(0, |entry| entry.time);
+                // A panic leaves the machine in an unknown state: nothing may be applied after it.
+                let applied = std::panic::catch_unwind(AssertUnwindSafe(|| state.machine.apply(committed)));
+                if applied.is_err() {
+                    self.shared.runtime.tasks.fail("apply");
+                    return Err(io::Error::other("the state machine panicked"));
+                }
+                state.meta.time = state.meta.time.max(time);
+            }
+            if let Some(membership) = chunk.membership.take() {
+                state.meta.raft.last_membership = membership;
+            }
+            state.meta.raft.last_log_id = chunk.last.or(state.meta.raft.last_log_id);
+        }
+        if let Some(last) = chunk.last.take() {
+            self.shared.log.applied(last.index);
+        }
+        self.shared.note(written);
+        for responder in chunk.responders.drain(..) {
+            responder.send(());
+        }
+        chunk.bytes = 0;
+        chunk.operations = false;
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn note(&self, written: Written) {
+        let mut facts = self.facts.lock();
+        facts.written.bytes += written.bytes;
+        if written.operations {
+            facts.written.operations = true;
+            facts.written.last = self.runtime.clock.now();
+        }
+    }
+
+    /// Keeps what a transfer of a snapshot at `index` may need, until the lease is dropped.
+    pub(crate) fn lease(self: &Arc<Self>, index: u64) -> Lease {
+        let mut facts = self.facts.lock();
+        let number = facts.next_lease;
+        facts.next_lease += 1;
+        facts.leases.insert(number, index);
+        Lease { shared: Arc::clone(self), number }
+    }
+}
+
+/// Keeps the bodies of a snapshot that is being sent.
+pub(crate) struct Lease {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.shared.facts.lock().leases.remove(&self.number);
+    }
+}
+
+/// Entries that are applied together.
+struct Chunk<R: AsyncRuntime> {
+    committed: Vec<Committed>,
+    responders: Vec<ApplyResponder<Types<R>>>,
+    membership: Option<StoredMembership>,
+    last: Option<LogId>,
+    entries: usize,
+    bytes: usize,
+    operations: bool,
+}
+
+impl<R: AsyncRuntime> Chunk<R> {
+    fn new() -> Self {
+        Self {
+            committed: Vec::new(),
+            responders: Vec::new(),
+            membership: None,
+            last: None,
+            entries: 0,
+            bytes: 0,
+            operations: false,
+        }
+    }
+
+    fn push(&mut self, (entry, responder): EntryResponder<Types<R>>) {
+        let Entry { log_id, payload } = entry;
+        match payload {
+            EntryPayload::Blank => {}
+            EntryPayload::Normal(proposal) => {
+                self.bytes += proposal.parts.as_bytes().len();
+                self.operations |= proposal.parts.count() > 1;
+                let id = types::stored_id(&log_id);
+                self.committed.push(Committed { id, time: proposal.time, parts: proposal.parts });
+            }
+            EntryPayload::Membership(membership) => {
+                self.membership = Some(StoredMembership::new(Some(log_id), membership));
+            }
+        }
+        self.responders.extend(responder);
+        self.last = Some(log_id);
+        self.entries += 1;
+    }
+
+    fn full(&self) -> bool {
+        self.entries >= CHUNK_ENTRIES || self.bytes >= CHUNK_BYTES
+    }
+}
+
+impl<R: AsyncRuntime, M: StateMachine> RaftStateMachine<Types<R>> for Machine<R, M> {
+    type SnapshotData = Handle;
+    type SnapshotBuilder = Prepared;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let state = self.state.lock();
+        Ok((state.meta.raft.last_log_id, state.meta.raft.last_membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<Types<R>>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut ended = false;
+        while !ended {
+            let Some(first) = entries.next().await else { break };
+            let mut chunk = Chunk::new();
+            chunk.push(first?);
+            while !chunk.full() {
+                match entries.next().now_or_never() {
+                    None => break,
+                    Some(Some(entry)) => chunk.push(entry?),
+                    Some(None) => {
+                        ended = true;
+                        break;
+                    }
+                }
+            }
+            self.apply_chunk(&mut chunk)?;
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Prepared> {
+        self.shared.facts.lock().prepared.take().map(Prepared)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Prepared {
+        // Not called by this version, which asks with `try_create_snapshot_builder`: what exists is the answer.
+        Prepared(self.shared.facts.lock().durable.clone().unwrap_or_default())
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Handle) -> Result<(), io::Error> {
+        let Handle::Incoming(incoming) = snapshot else {
+            return Err(io::Error::other("a snapshot that was not received cannot be installed"));
+        };
+        let machine = self.clone();
+        let meta = meta.clone();
+        // The disk is touched on a thread of its own.
+        let install = async move {
+            let result = machine.install(meta, *incoming).await;
+            if let Err(error) = &result {
+                tracing::error!(error = %chain(error), "snapshot could not be installed");
+            }
+            result
+        };
+        let task = self.shared.runtime.tasks.dedicated("snapshot-install", OnFailure::StopNode, install);
+        task.await.map_err(io::Error::other)?.map_err(io::Error::other)
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> Result<Option<Snapshot<types::LeaderId, u64, crate::Member, Handle>>, io::Error> {
+        let (running, durable) = {
+            let facts = self.shared.facts.lock();
+            (facts.running, facts.durable.clone())
+        };
+        let Some(durable) = durable else { return Ok(None) };
+        if !running {
+            return Ok(Some(Snapshot { meta: durable.raft, snapshot: Handle::Known }));
+        }
+        // What is sent is the state of this moment: it is committed, and its bodies are here.
+        // The lease comes first, so that nothing of this moment is removed in between.
+        let lease = self.shared.lease(durable.index());
+        let moment = self.moment();
+        let meta = moment.meta.raft.clone();
+        Ok(Some(Snapshot { meta, snapshot: Handle::Outgoing(Box::new(Outgoing { moment, lease })) }))
+    }
+}
+
+impl<R: AsyncRuntime, M: StateMachine> Machine<R, M> {
+    /// Makes a received snapshot this node's state. The pointer is the last step: a crash before it leaves the
+    /// old state.
+    async fn install(&self, raft: SnapshotMeta, incoming: Incoming) -> Result<(), Error> {
+        let _writing = self.shared.writing.lock().await;
+        let writer = incoming.writer.lock().take();
+        let writer = writer.ok_or(kubemq_storage::Error::Closed)?;
+        let file = writer.finish().await?;
+        let loaded = self.shared.snapshots.read(&file).await?;
+        let mut meta = incoming.meta;
+        meta.raft = raft;
+        let bytes = loaded.chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        self.restore(meta.clone(), loaded.chunks)?;
+        if let Some(id) = &meta.raft.last_log_id {
+            self.shared.log.save_snapshot_pointer(types::stored_id(id), &file.name).await?;
+            self.shared.log.applied(id.index);
+        }
+        let mut facts = self.shared.facts.lock();
+        facts.durable = Some(meta);
+        facts.durable_bytes = bytes;
+        facts.written = Written::default();
+        Ok(())
+    }
+}
+
+/// A snapshot that was written already.
+pub(crate) struct Prepared(Meta);
+
+impl<R: AsyncRuntime> RaftSnapshotBuilder<Types<R>> for Prepared {
+    type SnapshotData = Handle;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot<types::LeaderId, u64, crate::Member, Handle>, io::Error> {
+        Ok(Snapshot { meta: self.0.raft.clone(), snapshot: Handle::Known })
+    }
+}

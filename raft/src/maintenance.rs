@@ -1,0 +1,227 @@
+//! What a node does by itself: beats, snapshots, purges, and giving disk back.
+//!
+//! Each node decides for itself when a snapshot is due. After it the log is purged, as far as no slow peer and
+//! no running transfer needs it, and segments in which nothing lives are removed. A failure here is logged and
+//! tried again; it stops nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kubemq_runtime::sync::{mpsc, oneshot};
+use kubemq_runtime::{OnFailure, chain};
+use kubemq_storage::log::{Log, SegmentInfo};
+
+use crate::batcher::Batcher;
+use crate::core::{Engine, Mark};
+use crate::error::Error;
+use crate::machine::{Meta, Shared};
+use crate::options::Options;
+use crate::state_machine::Living;
+use crate::status::Status;
+use crate::types;
+
+/// How often it looks whether something is due.
+const TICK: Duration = Duration::from_secs(1);
+/// How long openraft may take to note what it was told.
+const NOTE: Duration = Duration::from_secs(10);
+/// How long to wait after a failure.
+const AFTER_FAILURE: Duration = Duration::from_secs(10);
+
+/// Asks for a snapshot now, and hears how it went.
+pub(crate) type Request = oneshot::Sender<Result<(), Error>>;
+
+/// See the module.
+pub(crate) struct Maintenance {
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) batcher: Batcher,
+    pub(crate) options: Arc<Options>,
+    pub(crate) requests: mpsc::Receiver<Request>,
+    /// Segments in which nothing lived when the last snapshot was taken, and their last entries.
+    pub(crate) dead: Vec<SegmentInfo>,
+}
+
+impl Maintenance {
+    /// Runs until the node stops.
+    pub(crate) async fn run(mut self) {
+        let clock = self.shared.runtime.clock.clone();
+        loop {
+            let status = self.engine.status();
+            let many = status.voters.len() + status.learners.len() > 1;
+            let tick = if many { TICK.min(self.options.beat / 2) } else { TICK };
+            let request = tokio::select! {
+                biased;
+                request = self.requests.recv() => match request {
+                    Some(request) => Some(request),
+                    None => return,
+                },
+                () = clock.sleep(tick) => None,
+            };
+            let status = self.engine.status();
+            if many && status.leads() {
+                self.batcher.beat(self.options.beat);
+            }
+            let result = match &request {
+                Some(_) => self.snapshot().await,
+                None if self.due() => self.snapshot().await,
+                None => Ok(()),
+            };
+            let failed = result.is_err();
+            if let Err(error) = &result {
+                tracing::error!(error = %chain(error), "snapshot failed");
+            }
+            if let Err(error) = self.give_back().await {
+                tracing::warn!(error = %chain(&error), "disk could not be given back");
+            }
+            if let Some(request) = request {
+                // Whoever asked may be gone.
+                request.send(result).ok();
+            } else if failed {
+                clock.sleep(AFTER_FAILURE).await;
+            }
+        }
+    }
+
+    fn due(&self) -> bool {
+        let facts = self.shared.facts.lock();
+        let written = facts.written;
+        let most = self.options.snapshot_bytes.max(facts.durable_bytes.saturating_mul(self.options.snapshot_factor));
+        let idle = self.shared.runtime.clock.now() >= written.last + self.options.snapshot_idle;
+        written.bytes >= most || (written.operations && idle)
+    }
+
+    /// Writes a snapshot of this moment, unless there is one.
+    async fn snapshot(&mut self) -> Result<(), Error> {
+        let writing = self.shared.writing.lock().await;
+        let before = self.shared.facts.lock().written;
+        let moment = self.engine.moment();
+        let Some(id) = moment.meta.raft.last_log_id.as_ref().map(types::stored_id) else { return Ok(()) };
+        if self.shared.facts.lock().durable.as_ref().is_some_and(|durable| durable.index() >= id.index) {
+            return Ok(());
+        }
+        // What is derived from entries must not be durable before they are.
+        self.shared.log.synced(id.index).await?;
+        let meta = moment.meta.clone();
+        let (log, snapshots) = (self.shared.log.clone(), self.shared.snapshots.clone());
+        let write = async move {
+            let segments = log.segments();
+            let dead = dead(segments, moment.living.living());
+            drop(moment.living);
+            let mut bytes = 0_u64;
+            let mut writer = snapshots.begin(moment.meta.encode()).await?;
+            for chunk in moment.chunks.chunks() {
+                bytes += chunk.len() as u64;
+                if let Err(error) = writer.push(chunk).await {
+                    writer.abandon().await;
+                    return Err(error);
+                }
+            }
+            let file = writer.finish().await?;
+            log.save_snapshot_pointer(id, &file.name).await?;
+            Ok((dead, bytes))
+        };
+        let task = self.shared.runtime.tasks.dedicated("snapshot-write", OnFailure::Log, write);
+        let (dead, bytes) = task.await.map_err(|_| Error::Stopped("a snapshot's thread ended".to_owned()))??;
+        self.dead = dead;
+        {
+            let mut facts = self.shared.facts.lock();
+            facts.written.bytes = facts.written.bytes.saturating_sub(before.bytes);
+            facts.written.operations = facts.written.last > before.last;
+            facts.durable = Some(meta.clone());
+            facts.durable_bytes = bytes;
+            facts.prepared = Some(meta);
+        }
+        drop(writing);
+        tracing::debug!(index = id.index, bytes, "snapshot written");
+        self.engine.snapshot().await?;
+        self.engine.reached(Mark::Snapshot, id.index, NOTE).await.map_err(|error| Error::Stopped(error.to_string()))
+    }
+
+    /// Purges what no one needs and removes segments in which nothing lives.
+    async fn give_back(&mut self) -> Result<(), Error> {
+        let status = self.engine.status();
+        let Some(upto) = self.purge_point(&status) else { return Ok(()) };
+        if status.purged.is_none_or(|purged| purged.index < upto) {
+            self.engine.purge(upto).await?;
+            let purged = self.engine.reached(Mark::Purged, upto, NOTE).await;
+            purged.map_err(|error| Error::Stopped(error.to_string()))?;
+        }
+        let Some(purged) = self.engine.status().purged else { return Ok(()) };
+        if self.dead.is_empty() || !self.shared.facts.lock().leases.is_empty() {
+            return Ok(());
+        }
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.dead).into_iter().partition(|segment| segment.last.unwrap_or(0) <= purged.index);
+        self.dead = kept;
+        if !gone.is_empty() {
+            let numbers = gone.iter().map(|segment| segment.number).collect();
+            self.shared.log.remove_segments(numbers).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns up to where the log may be purged.
+    fn purge_point(&self, status: &Status) -> Option<u64> {
+        let (durable, lease) = {
+            let facts = self.shared.facts.lock();
+            (facts.durable.as_ref().map(Meta::index)?, facts.leases.values().min().copied())
+        };
+        let mut upto = durable.min(status.snapshot.map_or(0, |id| id.index)).min(lease.unwrap_or(u64::MAX));
+        if let Some(slowest) = status.matched.values().map(|matched| matched.unwrap_or(0)).min() {
+            upto = upto.min(slowest.max(kept_from(&self.shared.log, self.options.keep_bytes)));
+        }
+        (upto > 0).then_some(upto)
+    }
+}
+
+/// Returns the first entry of the newest segments that have `keep` bytes together, or a quarter of the log.
+fn kept_from(log: &Log, keep: u64) -> u64 {
+    let mut segments = log.segments();
+    segments.retain(|segment| !segment.bodies_only);
+    segments.sort_by_key(|segment| segment.number);
+    let all: u64 = segments.iter().map(|segment| segment.bytes).sum();
+    let keep = keep.max(all / 4);
+    let mut bytes = 0;
+    for segment in segments.iter().rev() {
+        bytes += segment.bytes;
+        if bytes > keep {
+            return segment.last.unwrap_or(0);
+        }
+    }
+    0
+}
+
+/// Returns the sealed segments in which nothing of `living` lies. `living` is in ascending order.
+pub(crate) fn dead(segments: Vec<SegmentInfo>, living: impl Iterator<Item = Living>) -> Vec<SegmentInfo> {
+    let mut unmarked: Vec<_> = segments.into_iter().filter(|segment| segment.sealed).collect();
+    unmarked.sort_by_key(|segment| segment.first);
+    let mut dead = Vec::new();
+    let mut last = None;
+    for Living { entry, .. } in living {
+        if last == Some(entry) {
+            continue;
+        }
+        last = Some(entry);
+        if unmarked.is_empty() {
+            break;
+        }
+        // Those that begin later are not reached yet; those that end earlier are decided.
+        let begun = unmarked.partition_point(|segment| segment.first.unwrap_or(0) <= entry);
+        if begun == 0 {
+            continue;
+        }
+        let mut index = 0;
+        unmarked.retain(|segment| {
+            index += 1;
+            if index > begun {
+                return true;
+            }
+            if segment.last.is_none_or(|last| last < entry) {
+                dead.push(*segment);
+            }
+            false
+        });
+    }
+    dead.extend(unmarked);
+    dead
+}
