@@ -1,0 +1,265 @@
+//! The stream on which queue messages are received as transactions and settled.
+//!
+//! Settlements take effect in the order in which they came. A Get begins once the settlements before it are
+//! applied; while it waits it holds nothing up. A settlement that went well is not answered. When the stream
+//! ends, everything unsettled returns to its queue.
+
+use std::collections::VecDeque;
+use std::future::Future as _;
+use std::pin::Pin;
+use std::task::Poll;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{Stream, StreamExt as _};
+use kubemq_broker::Outcome;
+use kubemq_proto::kubemq::{
+    QueuesDownstreamRequest, QueuesDownstreamRequestType as Type, QueuesDownstreamResponse as Response,
+};
+use kubemq_proto::strings::Refusal;
+use kubemq_proto::{id, validate};
+use kubemq_runtime::Instant;
+use kubemq_runtime::sync::mpsc;
+
+use super::receive::{Client, to_wire};
+use super::stream::{Ended, Outlet, Stop};
+use super::transactions::{Did, Own, Settling, Transactions};
+use super::{Gateway, Held, Take, Unavailable};
+
+/// Gets of one stream that may wait at the same time; more are refused.
+const GETS: usize = 1024;
+/// Transactions of one stream that may be open; more Gets are refused.
+const OPEN_TRANSACTIONS: usize = 64 * 1024;
+/// Settlements of one stream that are on their way to their commit; beyond it the stream is not read.
+const SETTLEMENTS: usize = 16 * 1024;
+
+/// Serves one stream until it ends.
+///
+/// # Errors
+///
+/// What the stream of requests ended with; nobody reads answers then.
+pub async fn serve<S, E>(
+    gateway: &Gateway,
+    transactions: &Transactions,
+    client: Client,
+    requests: S,
+    responses: mpsc::Sender<Response>,
+    stop: Stop,
+) -> Result<Ended, E>
+where
+    S: Stream<Item = Result<QueuesDownstreamRequest, E>> + Send + Unpin,
+{
+    let mut requests = requests.fuse();
+    let mut outlet = Outlet::new(responses, stop);
+    let mut stream = Downstream {
+        gateway: gateway.clone(),
+        client,
+        own: Own::new(transactions.clone()),
+        settling: VecDeque::new(),
+        settled: 0,
+        submitted: 0,
+        later: VecDeque::new(),
+        gets: FuturesUnordered::new(),
+    };
+    let mut reading = true;
+    loop {
+        if !reading && stream.is_idle() {
+            return Ok(Ended::Finished);
+        }
+        let answer = tokio::select! {
+            biased;
+            ended = outlet.ended() => return Ok(ended),
+            outcomes = front(&mut stream.settling), if !stream.settling.is_empty() => stream.finish(outcomes),
+            Some(got) = stream.gets.next(), if !stream.gets.is_empty() => Some(stream.got(got)),
+            request = requests.next(), if reading && stream.settling.len() < SETTLEMENTS => match request {
+                Some(request) => stream.request(request?),
+                None => {
+                    reading = false;
+                    None
+                }
+            },
+        };
+        if let Some(answer) = answer
+            && let Err(ended) = outlet.send(answer).await
+        {
+            return Ok(ended);
+        }
+    }
+}
+
+struct Downstream {
+    gateway: Gateway,
+    client: Client,
+    own: Own,
+    /// On their way to their commit, in order.
+    settling: VecDeque<(Settling, Response)>,
+    /// Settlements submitted and applied since the stream began.
+    submitted: u64,
+    settled: u64,
+    /// Gets that begin when so many settlements are applied.
+    later: VecDeque<(u64, Get)>,
+    gets: FuturesUnordered<BoxFuture<'static, Got>>,
+}
+
+/// A Get that was found in order.
+struct Get {
+    answer: Response,
+    client_id: String,
+    auto_ack: bool,
+    take: Take,
+}
+
+/// What a Get came to.
+struct Got {
+    answer: Response,
+    client_id: String,
+    held: Option<Held>,
+}
+
+impl Downstream {
+    fn is_idle(&self) -> bool {
+        self.settling.is_empty() && self.later.is_empty() && self.gets.is_empty()
+    }
+
+    /// Begins what a request asks for; returns what is to be answered at once.
+    fn request(&mut self, request: QueuesDownstreamRequest) -> Option<Response> {
+        if request.request_type_data == i32::from(Type::Get) {
+            return self.get(request);
+        }
+        let answer = Response {
+            transaction_id: request.ref_transaction_id.clone(),
+            ref_request_id: request.request_id.clone(),
+            request_type_data: request.request_type_data,
+            ..Default::default()
+        };
+        let Some(found) = self.own.find(&request.ref_transaction_id, &request.client_id) else {
+            // Clients close what they believe open, also what never was.
+            let silent = request.request_type_data == i32::from(Type::CloseByClient);
+            return (!silent).then(|| refused(answer, &Refusal::UnknownTransaction));
+        };
+        match found.request(&request) {
+            Did::Nothing => None,
+            Did::Offsets(active_offsets) => Some(Response { active_offsets, ..answer }),
+            Did::Status { complete, offsets } => {
+                Some(Response { transaction_complete: complete, active_offsets: offsets, ..answer })
+            }
+            Did::Settling { settling, refusal } => {
+                let refusal = refusal.map(|refusal| refused(answer.clone(), &refusal));
+                if let Some(settling) = settling {
+                    self.submitted += 1;
+                    self.settling.push_back((settling, answer));
+                }
+                refusal
+            }
+            Did::Refused(refusal) => Some(refused(answer, &refusal)),
+            Did::Unknown => {
+                let answer = Response { request_type_data: Type::PollRequestTypeUnknown.into(), ..answer };
+                Some(refused(answer, &Refusal::UnknownRequest))
+            }
+        }
+    }
+
+    fn get(&mut self, request: QueuesDownstreamRequest) -> Option<Response> {
+        let answer = Response {
+            transaction_id: id::uuid(&self.gateway.runtime().random),
+            ref_request_id: request.request_id.clone(),
+            request_type_data: Type::Get.into(),
+            ..Default::default()
+        };
+        let wanted = match validate::get(&request, self.gateway.limits()) {
+            Ok(wanted) => wanted,
+            Err(refusal) => return Some(refused(answer, &refusal)),
+        };
+        if self.gets.len() + self.later.len() >= GETS || self.own.len() >= OPEN_TRANSACTIONS {
+            return Some(refused(answer, &Refusal::QueueSubscribe));
+        }
+        let client = if request.auto_ack { self.client } else { Client::default() };
+        let take = Take {
+            channel: request.channel,
+            max: wanted.max,
+            max_bytes: self.gateway.answer_bytes(client),
+            deadline: self.gateway.runtime().clock.now() + wanted.wait,
+        };
+        let get = Get { answer, client_id: request.client_id, auto_ack: request.auto_ack, take };
+        if self.settled < self.submitted {
+            self.later.push_back((self.submitted, get));
+        } else {
+            self.begin(get);
+        }
+        None
+    }
+
+    fn begin(&mut self, get: Get) {
+        self.gets.push(Box::pin(carry_out(self.gateway.clone(), get)));
+    }
+
+    /// The oldest settlement is applied, or failed; Gets that came after it may begin.
+    fn finish(&mut self, outcomes: Result<Vec<Outcome>, Unavailable>) -> Option<Response> {
+        let (settling, answer) = self.settling.pop_front()?;
+        self.settled += 1;
+        let refusal = settling.finish(&self.gateway, outcomes);
+        while let Some((after, _)) = self.later.front()
+            && *after <= self.settled
+        {
+            if let Some((_, get)) = self.later.pop_front() {
+                self.begin(get);
+            }
+        }
+        refusal.map(|refusal| refused(answer, &refusal))
+    }
+
+    fn got(&mut self, got: Got) -> Response {
+        if !got.answer.is_error {
+            self.own.open(&got.answer.transaction_id, got.client_id, got.held);
+        }
+        got.answer
+    }
+}
+
+/// Waits for the outcomes of the oldest settlement; never without one. Cancel safe.
+async fn front(settling: &mut VecDeque<(Settling, Response)>) -> Result<Vec<Outcome>, Unavailable> {
+    std::future::poll_fn(|cx| match settling.front_mut() {
+        Some((settling, _)) => Pin::new(&mut settling.submitted).poll(cx),
+        None => Poll::Pending,
+    })
+    .await
+}
+
+async fn carry_out(gateway: Gateway, get: Get) -> Got {
+    let Get { answer, client_id, auto_ack, take } = get;
+    match take_messages(&gateway, take, auto_ack).await {
+        Ok((messages, held)) => Got { answer: Response { messages, ..answer }, client_id, held },
+        Err(unavailable) => Got { answer: refused(answer, &unavailable.refusal()), client_id, held: None },
+    }
+}
+
+type Taken = (Vec<kubemq_proto::kubemq::QueueMessage>, Option<Held>);
+
+/// Takes messages; also settles them when the client will not. Dropped before that, it gives everything back.
+async fn take_messages(gateway: &Gateway, take: Take, auto_ack: bool) -> Result<Taken, Unavailable> {
+    if !leads_by(gateway, take.deadline).await {
+        // Nobody hands out messages now: as far as this client can tell there were none.
+        return Ok((Vec::new(), None));
+    }
+    let mut held = gateway.take(take).await?;
+    let deliveries = std::mem::take(&mut held.deliveries);
+    if deliveries.is_empty() {
+        return Ok((Vec::new(), None));
+    }
+    let sequences: Vec<u64> =
+        if auto_ack { deliveries.iter().map(|delivery| delivery.sequence).collect() } else { Vec::new() };
+    let messages = to_wire(held.channel(), deliveries)?;
+    if auto_ack {
+        held.ack(&sequences).await?;
+        return Ok((messages, None));
+    }
+    Ok((messages, Some(held)))
+}
+
+async fn leads_by(gateway: &Gateway, deadline: Instant) -> bool {
+    gateway.runtime().clock.timeout_at(deadline, gateway.lead()).await.is_ok()
+}
+
+fn refused(answer: Response, refusal: &Refusal) -> Response {
+    Response { is_error: true, error: refusal.to_string(), ..answer }
+}

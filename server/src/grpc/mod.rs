@@ -1,0 +1,138 @@
+//! The client API over gRPC: a thin layer over the [`gateway`](crate::gateway).
+//!
+//! What a call means is decided there and in `kubemq-proto`. Here are the methods, the way from a refusal to a
+//! status, readiness, deadlines, and how streams are tied to their connection.
+//!
+//! Start reading in [`server`], then [`door`].
+
+mod calls;
+mod door;
+mod downstream;
+mod management;
+mod outgoing;
+mod queue_stream;
+mod queues;
+pub mod server;
+mod upstream;
+
+use std::sync::Arc;
+
+use kubemq_proto::kubemq::kubemq_server::Kubemq;
+use kubemq_proto::kubemq::{
+    AckAllQueueMessagesRequest, AckAllQueueMessagesResponse, Empty, Event, EventReceive, PingResult, QueueMessage,
+    QueueMessagesBatchRequest, QueueMessagesBatchResponse, QueuesDownstreamRequest, QueuesDownstreamResponse,
+    QueuesInfoRequest, QueuesInfoResponse, QueuesUpstreamRequest, QueuesUpstreamResponse, ReceiveQueueMessagesRequest,
+    ReceiveQueueMessagesResponse, Request as KubemqRequest, Response as KubemqResponse, Result as EventResult,
+    SendQueueMessageResult, StreamQueueMessagesRequest, StreamQueueMessagesResponse, Subscribe,
+};
+use kubemq_proto::strings::Refusal;
+use tonic::{Request, Response, Status, Streaming};
+
+pub use door::Phase;
+pub(crate) use door::Door;
+use outgoing::Outgoing;
+
+type Answer<T> = Result<Response<T>, Status>;
+
+/// The methods of the API, each in the file of its subject.
+#[derive(Clone)]
+pub(crate) struct Service {
+    door: Arc<Door>,
+}
+
+fn not_served<T>(method: &'static str) -> Answer<T> {
+    Err(Refusal::NotServed(method).into())
+}
+
+#[tonic::async_trait]
+impl Kubemq for Service {
+    type SendEventsStreamStream = Outgoing<EventResult>;
+    type SubscribeToEventsStream = Outgoing<EventReceive>;
+    type SubscribeToRequestsStream = Outgoing<KubemqRequest>;
+    type StreamQueueMessageStream = Outgoing<StreamQueueMessagesResponse>;
+    type QueuesDownstreamStream = Outgoing<QueuesDownstreamResponse>;
+    type QueuesUpstreamStream = Outgoing<QueuesUpstreamResponse>;
+
+    async fn send_event(&self, _request: Request<Event>) -> Answer<EventResult> {
+        not_served("SendEvent")
+    }
+
+    async fn send_events_stream(&self, _request: Request<Streaming<Event>>) -> Answer<Self::SendEventsStreamStream> {
+        not_served("SendEventsStream")
+    }
+
+    async fn subscribe_to_events(&self, _request: Request<Subscribe>) -> Answer<Self::SubscribeToEventsStream> {
+        not_served("SubscribeToEvents")
+    }
+
+    async fn subscribe_to_requests(&self, _request: Request<Subscribe>) -> Answer<Self::SubscribeToRequestsStream> {
+        not_served("SubscribeToRequests")
+    }
+
+    async fn send_request(&self, request: Request<KubemqRequest>) -> Answer<KubemqResponse> {
+        management::send_request(&self.door, request).await
+    }
+
+    async fn send_response(&self, _request: Request<KubemqResponse>) -> Answer<Empty> {
+        not_served("SendResponse")
+    }
+
+    async fn send_queue_message(&self, request: Request<QueueMessage>) -> Answer<SendQueueMessageResult> {
+        queues::send(&self.door, request).await
+    }
+
+    async fn send_queue_messages_batch(
+        &self,
+        request: Request<QueueMessagesBatchRequest>,
+    ) -> Answer<QueueMessagesBatchResponse> {
+        queues::send_batch(&self.door, request).await
+    }
+
+    async fn receive_queue_messages(
+        &self,
+        request: Request<ReceiveQueueMessagesRequest>,
+    ) -> Answer<ReceiveQueueMessagesResponse> {
+        queues::receive(&self.door, request).await
+    }
+
+    async fn stream_queue_message(
+        &self,
+        request: Request<Streaming<StreamQueueMessagesRequest>>,
+    ) -> Answer<Self::StreamQueueMessageStream> {
+        queue_stream::open(&self.door, request)
+    }
+
+    async fn ack_all_queue_messages(
+        &self,
+        request: Request<AckAllQueueMessagesRequest>,
+    ) -> Answer<AckAllQueueMessagesResponse> {
+        queues::ack_all(&self.door, request).await
+    }
+
+    async fn ping(&self, _request: Request<Empty>) -> Answer<PingResult> {
+        Ok(Response::new(management::ping(&self.door)))
+    }
+
+    async fn queues_downstream(
+        &self,
+        request: Request<Streaming<QueuesDownstreamRequest>>,
+    ) -> Answer<Self::QueuesDownstreamStream> {
+        downstream::open(&self.door, request)
+    }
+
+    async fn queues_upstream(
+        &self,
+        request: Request<Streaming<QueuesUpstreamRequest>>,
+    ) -> Answer<Self::QueuesUpstreamStream> {
+        upstream::open(&self.door, request)
+    }
+
+    async fn queues_info(&self, request: Request<QueuesInfoRequest>) -> Answer<QueuesInfoResponse> {
+        management::queues_info(&self.door, request).await
+    }
+}
+
+/// Returns the status of a call that could not be carried out.
+fn unavailable(unavailable: &crate::gateway::Unavailable) -> Status {
+    unavailable.refusal().into()
+}
