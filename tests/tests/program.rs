@@ -141,7 +141,8 @@ async fn a_limit_of_the_file_is_obeyed_and_the_environment_stands_above_it() {
 async fn configuration_is_printed_with_origins() {
     let mut command = Command::new(binary());
     command.args(["config", "print"]).env_clear().env("QUEUE_MAX_NUMBER_OF_MESSAGES", "33");
-    command.current_dir(tempfile::tempdir().unwrap().path());
+    let directory = tempfile::tempdir().unwrap();
+    command.current_dir(directory.path());
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8_lossy(&output.stdout).to_lowercase();
