@@ -11,7 +11,7 @@ use crate::state::State;
 /// Parts of one entry that follow each other.
 type Stretch = (u64, u32);
 
-type Stretches<'a> = Box<dyn Iterator<Item = Stretch> + 'a>;
+type Stretches<'a> = Box<dyn Iterator<Item = Stretch> + Send + 'a>;
 
 /// Walks over `(entry, first part, how many parts)`, ascending; neighbours are joined.
 pub struct Living<'a> {

@@ -1,0 +1,327 @@
+//! The leader's side: who waits for messages, and who holds which.
+//!
+//! The desk lives in memory and beside the replicated state, under the same lock: what is committed becomes
+//! ready, and is reserved for the poll that has waited longest, in one step. It decides nothing that must
+//! survive it. A message is *ready* when the state has it unsettled and the desk has it neither in a
+//! reader's hands nor being settled.
+//!
+//! Every node keeps a desk. On a node that does not lead it only remembers what its own gateway's clients
+//! still hold, so that a node that comes to lead again hands none of that out a second time.
+
+mod polls;
+mod timers;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use kubemq_broker::{ChannelId, Copy, Effect, Kind, State};
+use kubemq_runtime::FixedHashMap;
+use kubemq_runtime::sync::Notify;
+
+pub(crate) use polls::Poll;
+pub(crate) use timers::release_when_due;
+
+/// The replicated state and the desk, changed together.
+pub(crate) struct Core {
+    pub(crate) state: State,
+    pub(crate) desk: Desk,
+}
+
+/// See the module documentation.
+#[derive(Default)]
+pub(crate) struct Desk {
+    channels: FixedHashMap<ChannelId, DeskChannel>,
+    /// Polls of channels that do not exist yet, by channel name.
+    absent: BTreeMap<Arc<str>, VecDeque<u64>>,
+    /// Peeks at channels that do not exist yet, by channel name.
+    absent_watchers: BTreeMap<Arc<str>, Vec<Arc<Notify>>>,
+    polls: FixedHashMap<u64, WaitingPoll>,
+    next_poll: u64,
+    /// Notified when a timer was set that is due before all others.
+    pub(crate) timer_set: Arc<Notify>,
+}
+
+/// What the desk knows of a channel that somebody reads. Without an entry, every living message is ready.
+#[derive(Default)]
+struct DeskChannel {
+    /// Below it, only what is in `returned` can be ready.
+    cursor: u64,
+    /// Given back unsettled; handed out again before anything at the cursor.
+    returned: BTreeSet<u64>,
+    out: FixedHashMap<u64, Out>,
+    /// Waiting polls, longest wait first. While one waits, nothing is ready.
+    queue: VecDeque<u64>,
+    /// Peeks that wait for the channel to change.
+    watchers: Vec<Arc<Notify>>,
+}
+
+/// Why a message is not ready.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Out {
+    /// In the hands of a reader.
+    Held,
+    /// Its settlement is on the way; it vanishes when that is applied, or is ready again if it never is.
+    Settling,
+}
+
+struct WaitingPoll {
+    channel: Arc<str>,
+    /// Messages still wanted.
+    want: usize,
+    queued: bool,
+    reserved: Vec<Reserved>,
+    notify: Arc<Notify>,
+}
+
+/// A message that was reserved for one reader: where its bytes are, and what its copy says.
+#[derive(Clone, Debug)]
+pub(crate) struct Reserved {
+    pub(crate) channel: ChannelId,
+    pub(crate) sequence: u64,
+    pub(crate) entry: u64,
+    pub(crate) part: u16,
+    pub(crate) copy: Option<Copy>,
+}
+
+impl Core {
+    pub(crate) fn new(state: State) -> Self {
+        Self { state, desk: Desk::default() }
+    }
+
+    /// Replaces the state by one from a snapshot: channels that are gone there are gone here.
+    pub(crate) fn replace(&mut self, state: State) {
+        self.state = state;
+        let gone: Vec<ChannelId> =
+            self.desk.channels.keys().copied().filter(|id| self.state.channel_by_id(*id).is_none()).collect();
+        for channel in gone {
+            self.desk.deleted(channel);
+        }
+        let ids: Vec<ChannelId> = self.desk.channels.keys().copied().collect();
+        for channel in ids {
+            self.serve(channel);
+        }
+        self.desk.timer_set.notify_one();
+    }
+
+    /// Takes what the state reports of an applied chunk: wakes the polls it satisfies.
+    pub(crate) fn take_effects(&mut self, effects: impl IntoIterator<Item = Effect>) {
+        let mut ready = BTreeSet::new();
+        for effect in effects {
+            match effect {
+                Effect::Ready { channel } => {
+                    ready.insert(channel);
+                }
+                Effect::Settled { channel, sequences } => self.desk.settled(channel, sequences.iter()),
+                Effect::Deleted { channel } => self.desk.deleted(channel),
+                Effect::TimerSet { .. } => self.desk.timer_set.notify_one(),
+                Effect::Created { .. } | Effect::Sealed { .. } | Effect::Dropped { .. } => {}
+            }
+        }
+        for channel in ready {
+            self.serve(channel);
+        }
+    }
+
+    /// Begins to lead: everything is ready but what this node's own clients hold.
+    pub(crate) fn lead(&mut self) {
+        for channel in self.desk.channels.values_mut() {
+            channel.cursor = 0;
+            channel.returned.clear();
+            channel.out.retain(|_, out| *out == Out::Held);
+        }
+        let ids: BTreeSet<ChannelId> = self.desk.channels.keys().copied().collect();
+        for channel in ids {
+            self.serve(channel);
+        }
+        self.desk.timer_set.notify_one();
+    }
+
+    /// Hands what is ready in `channel` to its waiting polls, in the order in which they came.
+    fn serve(&mut self, id: ChannelId) {
+        let Some(channel) = self.state.channel_by_id(id) else { return };
+        if channel.kind() != Kind::Queue {
+            return;
+        }
+        if let Some(polls) = self.desk.absent.remove(channel.name()) {
+            self.desk.channels.entry(id).or_default().queue.extend(polls);
+        }
+        for watcher in self.desk.absent_watchers.remove(channel.name()).into_iter().flatten() {
+            watcher.notify_one();
+        }
+        let Some(desk) = self.desk.channels.get_mut(&id) else { return };
+        for watcher in desk.watchers.drain(..) {
+            watcher.notify_one();
+        }
+        while let Some(first) = desk.queue.front().copied() {
+            let Some(poll) = self.desk.polls.get_mut(&first) else {
+                desk.queue.pop_front();
+                continue;
+            };
+            let before = poll.reserved.len();
+            desk.reserve(channel, id, poll.want, &mut poll.reserved);
+            let got = poll.reserved.len() - before;
+            if got == 0 {
+                return;
+            }
+            poll.want -= got;
+            poll.notify.notify_one();
+            if poll.want > 0 {
+                return;
+            }
+            poll.queued = false;
+            desk.queue.pop_front();
+        }
+        self.desk.tidy(id);
+    }
+
+    /// Takes back what a reader did not settle: ready again under the same sequence.
+    pub(crate) fn give_back(&mut self, id: ChannelId, sequences: impl IntoIterator<Item = u64>) {
+        let Some(desk) = self.desk.channels.get_mut(&id) else { return };
+        for sequence in sequences {
+            if desk.out.remove(&sequence).is_some() && sequence < desk.cursor {
+                desk.returned.insert(sequence);
+            }
+        }
+        self.serve(id);
+        self.desk.tidy(id);
+    }
+
+    /// Notes that the settlement of `sequences` is on its way.
+    pub(crate) fn settling(&mut self, id: ChannelId, sequences: impl IntoIterator<Item = u64>) {
+        let Some(desk) = self.desk.channels.get_mut(&id) else { return };
+        for sequence in sequences {
+            if let Some(out) = desk.out.get_mut(&sequence) {
+                *out = Out::Settling;
+            }
+        }
+    }
+
+    /// Notes that the settlement of `sequences` was refused: they are held as before. Returns those that still
+    /// exist.
+    pub(crate) fn hold_again(&mut self, id: ChannelId, sequences: impl IntoIterator<Item = u64>) -> BTreeSet<u64> {
+        let Some(desk) = self.desk.channels.get_mut(&id) else { return BTreeSet::new() };
+        let mut kept = BTreeSet::new();
+        for sequence in sequences {
+            if let Some(out) = desk.out.get_mut(&sequence) {
+                *out = Out::Held;
+                kept.insert(sequence);
+            }
+        }
+        kept
+    }
+
+    /// Returns up to `most` ready messages of `channel` without reserving them, from sequence `from` on.
+    pub(crate) fn visible(&self, channel: &str, from: u64, most: usize) -> Vec<Reserved> {
+        let Some(channel) = self.state.channel(Kind::Queue, channel) else { return Vec::new() };
+        let out = self.desk.channels.get(&channel.id()).map(|desk| &desk.out);
+        let mut visible = Vec::new();
+        let mut from = from;
+        while visible.len() < most {
+            let Some(sequence) = channel.next_alive(from) else { break };
+            from = sequence + 1;
+            if out.is_some_and(|out| out.contains_key(&sequence)) {
+                continue;
+            }
+            if let Some(location) = channel.locate(sequence) {
+                visible.push(Reserved::new(channel.id(), sequence, &location));
+            }
+        }
+        visible
+    }
+
+    /// Returns a notification of the next message that becomes ready in `channel`, which need not exist.
+    pub(crate) fn watch(&mut self, channel: &str) -> Arc<Notify> {
+        let notify = Arc::new(Notify::new());
+        match self.state.channel(Kind::Queue, channel) {
+            Some(channel) => {
+                let desk = self.desk.channels.entry(channel.id()).or_default();
+                desk.watchers.retain(|watcher| Arc::strong_count(watcher) > 1);
+                desk.watchers.push(Arc::clone(&notify));
+            }
+            None => {
+                let watchers = self.desk.absent_watchers.entry(channel.into()).or_default();
+                watchers.retain(|watcher| Arc::strong_count(watcher) > 1);
+                watchers.push(Arc::clone(&notify));
+            }
+        }
+        notify
+    }
+
+    /// Returns the sequences of `channel` that readers hold or are settling.
+    pub(crate) fn out(&self, id: ChannelId) -> BTreeSet<u64> {
+        self.desk.channels.get(&id).map(|desk| desk.out.keys().copied().collect()).unwrap_or_default()
+    }
+}
+
+impl Reserved {
+    fn new(channel: ChannelId, sequence: u64, location: &kubemq_broker::Location<'_>) -> Self {
+        Self { channel, sequence, entry: location.entry, part: location.part, copy: location.copy.cloned() }
+    }
+}
+
+impl Desk {
+    /// Returns whether somebody polls `channel` or holds a message of it.
+    pub(crate) fn is_used(&self, id: ChannelId) -> bool {
+        self.channels.get(&id).is_some_and(|desk| !desk.out.is_empty() || !desk.queue.is_empty())
+    }
+
+    /// Returns how many messages readers hold or are settling, in all channels.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.channels.values().map(|channel| channel.out.len()).sum()
+    }
+
+    fn settled(&mut self, id: ChannelId, sequences: impl Iterator<Item = u64>) {
+        let Some(desk) = self.channels.get_mut(&id) else { return };
+        for sequence in sequences {
+            desk.out.remove(&sequence);
+            desk.returned.remove(&sequence);
+        }
+        self.tidy(id);
+    }
+
+    /// The polls of a deleted channel go on with the channel of the same name, once there is one.
+    fn deleted(&mut self, id: ChannelId) {
+        let Some(desk) = self.channels.remove(&id) else { return };
+        for poll in desk.queue {
+            if let Some(waiting) = self.polls.get(&poll) {
+                self.absent.entry(Arc::clone(&waiting.channel)).or_default().push_back(poll);
+            }
+        }
+        for watcher in desk.watchers {
+            watcher.notify_one();
+        }
+    }
+
+    /// Forgets a channel of which nothing need be remembered.
+    fn tidy(&mut self, id: ChannelId) {
+        let idle = self.channels.get(&id).is_some_and(|desk| {
+            desk.out.is_empty() && desk.queue.is_empty() && desk.returned.is_empty() && desk.watchers.is_empty()
+        });
+        if idle {
+            self.channels.remove(&id);
+        }
+    }
+}
+
+impl DeskChannel {
+    /// Reserves up to `want` ready messages, lowest sequence first.
+    fn reserve(&mut self, channel: &kubemq_broker::Channel, id: ChannelId, want: usize, into: &mut Vec<Reserved>) {
+        let end = into.len() + want;
+        while into.len() < end {
+            let sequence = if let Some(sequence) = self.returned.pop_first() {
+                sequence
+            } else {
+                let Some(sequence) = channel.next_alive(self.cursor) else { return };
+                self.cursor = sequence + 1;
+                sequence
+            };
+            if self.out.contains_key(&sequence) {
+                continue;
+            }
+            // What was settled since it came back is gone.
+            let Some(location) = channel.locate(sequence) else { continue };
+            into.push(Reserved::new(id, sequence, &location));
+            self.out.insert(sequence, Out::Held);
+        }
+    }
+}

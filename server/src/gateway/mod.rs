@@ -1,0 +1,250 @@
+//! The client's side of this node: everything below the wire handlers, and the only way to the broker.
+//!
+//! Handlers, the simulation's clients and the shell's requests all call [`Gateway`]. It holds what belongs
+//! to a client's call or stream; what belongs to a channel is at the [`desk`](crate::desk), and what must
+//! survive goes through the [`outbox`]. It does not decode or encode wire messages.
+//!
+//! Start reading in [`take`], then [`held`].
+
+pub mod downstream;
+mod held;
+pub mod management;
+mod outbox;
+pub mod queue_stream;
+mod receive;
+mod send;
+pub mod stream;
+mod take;
+mod transactions;
+pub mod upstream;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kubemq_broker::{ChannelId, Kind, Name, Operation, Outcome, State};
+use kubemq_proto::validate::QueueLimits;
+use kubemq_raft::Node;
+use kubemq_runtime::sync::watch;
+use kubemq_runtime::{Runtime, UnixNanos};
+use kubemq_storage::log::Log;
+use parking_lot::Mutex;
+
+use crate::desk::Core;
+
+pub use held::{Delivery, Held};
+pub(crate) use outbox::Outbox;
+pub use outbox::Submitted;
+pub use receive::Client;
+pub use take::{Peeked, Take};
+pub use transactions::Transactions;
+
+/// How long a call waits for a leader before it says that there is none.
+const WAIT_FOR_LEADER: Duration = Duration::from_secs(10);
+/// How long to wait before asking again whether this node may lead.
+const LEAD_RETRY: Duration = Duration::from_millis(2);
+
+/// Why a call could not be carried out now. None of these is the client's fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// Nothing was done: this node does not lead, or there is no leader yet.
+    #[error("this node does not lead the cluster")]
+    NotLeader,
+    /// It may or may not have been done: leadership moved before the outcome was known here.
+    #[error("the outcome is not known: leadership moved while the call was under way")]
+    Unknown,
+    /// A stored message could not be read.
+    #[error("a stored message could not be read: {0}")]
+    Unreadable(String),
+}
+
+/// The gateway of this node; clones are the same gateway.
+#[derive(Clone)]
+pub struct Gateway(Arc<Inner>);
+
+struct Inner {
+    runtime: Runtime,
+    raft: Node,
+    log: Log,
+    core: Arc<Mutex<Core>>,
+    outbox: Arc<Outbox>,
+    leading: watch::Sender<bool>,
+    limits: QueueLimits,
+    node: u64,
+}
+
+impl Gateway {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let (leading, _) = watch::channel(false);
+        let Parts { runtime, raft, log, core, outbox, limits, node } = parts;
+        Self(Arc::new(Inner { runtime, raft, log, core, outbox, leading, limits, node }))
+    }
+
+    /// Returns the doors of this node.
+    #[must_use]
+    pub fn runtime(&self) -> &Runtime {
+        &self.0.runtime
+    }
+
+    /// Returns the limits that requests are checked against.
+    #[must_use]
+    pub fn limits(&self) -> &QueueLimits {
+        &self.0.limits
+    }
+
+    /// Returns cluster time.
+    #[must_use]
+    pub fn time(&self) -> UnixNanos {
+        UnixNanos(self.0.raft.time().now())
+    }
+
+    /// Waits until this node can carry out calls.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable::NotLeader`] when it cannot within ten seconds.
+    pub async fn available(&self) -> Result<(), Unavailable> {
+        if *self.0.leading.borrow() {
+            return Ok(());
+        }
+        let clock = &self.0.runtime.clock;
+        clock.timeout(WAIT_FOR_LEADER, self.lead()).await.map_err(|_| Unavailable::NotLeader)
+    }
+
+    /// Waits until this node leads.
+    pub(crate) async fn lead(&self) {
+        let mut leading = self.0.leading.subscribe();
+        // The sender lives as long as this gateway.
+        leading.wait_for(|leading| *leading).await.ok();
+    }
+
+    /// Waits until there is room for more publishes: the bound of what waits to be sent. Cancel safe.
+    pub async fn room(&self) {
+        self.0.outbox.room().await;
+    }
+
+    /// Waits until nothing that was submitted is under way. Cancel safe.
+    pub(crate) async fn drained(&self) {
+        self.0.outbox.idle().await;
+    }
+
+    /// Submits encoded operations, ordered with every other call of this gateway. They are in the queue when
+    /// this returns; the outcomes, aligned with them, come after they were committed and applied.
+    pub fn submit(&self, operations: Vec<Bytes>) -> Submitted {
+        self.0.outbox.submit(operations)
+    }
+
+    /// Reads the replicated state as it is after everything acknowledged before this call.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] when that cannot be established.
+    pub async fn read<T>(&self, read: impl FnOnce(&State) -> T) -> Result<T, Unavailable> {
+        self.barrier().await?;
+        Ok(read(&self.0.core.lock().state))
+    }
+
+    /// Settles everything in queue `channel` that nobody holds, and returns how many messages that were.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] when it may not have been done.
+    pub async fn ack_all(&self, channel: &str) -> Result<u64, Unavailable> {
+        self.barrier().await?;
+        let (upto, held) = {
+            let core = self.0.core.lock();
+            let Some(queue) = core.state.channel(Kind::Queue, channel) else { return Ok(0) };
+            (queue.next_sequence().saturating_sub(1), core.out(queue.id()))
+        };
+        let Ok(name) = Name::new(channel) else { return Ok(0) };
+        let held = held.into_iter().collect();
+        let purge = Operation::Purge { kind: Kind::Queue, channel: name, upto, held };
+        match self.submit(vec![purge.to_bytes()]).await?.first() {
+            Some(Outcome::Purged { count }) => Ok(*count),
+            _ => Ok(0),
+        }
+    }
+
+    /// Returns whether somebody polls the channel or holds a message of it.
+    #[must_use]
+    pub fn is_used(&self, channel: ChannelId) -> bool {
+        self.0.core.lock().desk.is_used(channel)
+    }
+
+    /// Returns how many messages readers hold or are settling.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.0.core.lock().desk.in_flight()
+    }
+
+    /// Returns the state's digest and the index of the last entry applied here.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        self.0.core.lock().state.digest()
+    }
+
+    pub(crate) fn with_core<T>(&self, read: impl FnOnce(&mut Core) -> T) -> T {
+        read(&mut self.0.core.lock())
+    }
+
+    async fn barrier(&self) -> Result<(), Unavailable> {
+        self.available().await?;
+        self.0.raft.read_barrier().await.map_err(|error| {
+            tracing::debug!(%error, "read barrier failed");
+            Unavailable::NotLeader
+        })
+    }
+
+    /// Opens the outbox whenever this node comes to lead and closes it when it leads no more, for as long as
+    /// the node lives.
+    pub(crate) async fn follow_leadership(self) {
+        let mut status = self.0.raft.watch();
+        loop {
+            let (leads, term) = {
+                let status = status.borrow_and_update();
+                (status.leads(), status.term)
+            };
+            if !leads {
+                self.0.leading.send(false);
+                self.0.outbox.close(&Unavailable::NotLeader);
+                if status.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            // Everything of earlier leaders is applied here before this one begins.
+            if let Err(error) = self.0.raft.read_barrier().await {
+                tracing::debug!(%error, "not yet leading");
+                self.0.runtime.clock.sleep(LEAD_RETRY).await;
+                continue;
+            }
+            let epoch = {
+                let mut core = self.0.core.lock();
+                core.lead();
+                core.state.origin_epoch(self.0.node).map_or(1, |epoch| epoch + 1)
+            };
+            self.0.outbox.open(epoch);
+            self.0.leading.send(true);
+            tracing::info!(term, "this node leads");
+            let moved = status.wait_for(|status| !status.leads() || status.term != term);
+            tokio::select! {
+                biased;
+                () = self.0.outbox.broken() => {}
+                closed = moved => if closed.is_err() { return },
+            }
+            self.0.leading.send(false);
+            self.0.outbox.close(&Unavailable::NotLeader);
+        }
+    }
+}
+
+/// What a [`Gateway`] is made of.
+pub(crate) struct Parts {
+    pub(crate) runtime: Runtime,
+    pub(crate) raft: Node,
+    pub(crate) log: Log,
+    pub(crate) core: Arc<Mutex<Core>>,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) limits: QueueLimits,
+    pub(crate) node: u64,
+}

@@ -1,0 +1,211 @@
+//! Taking messages from a queue: collect until there are enough, or until the deadline.
+
+use std::sync::Arc;
+
+use kubemq_broker::{ChannelId, Operation, Sequences};
+use kubemq_runtime::Instant;
+
+use super::held::{Delivery, Held};
+use super::{Gateway, Unavailable};
+use crate::desk::{Poll, Reserved};
+
+/// Messages looked at in one step of a peek, at most.
+const PEEK_STEP: usize = 1024;
+
+/// What a reader wants.
+#[derive(Clone, Debug)]
+pub struct Take {
+    /// The queue, which need not exist yet.
+    pub channel: String,
+    /// Messages, at most.
+    pub max: usize,
+    /// Bytes of messages at which to stop, after at least one message.
+    pub max_bytes: u64,
+    /// When to end with what there is.
+    pub deadline: Instant,
+}
+
+/// What a peek saw.
+#[derive(Debug, Default)]
+pub struct Peeked {
+    /// The messages, lowest sequence first.
+    pub deliveries: Vec<Delivery>,
+    /// Messages that had expired and were removed.
+    pub expired: u32,
+}
+
+impl Gateway {
+    /// Takes messages from a queue: ends when it has `max` of them or enough bytes, or at the deadline with
+    /// what there is. What had expired is removed and counted on the way.
+    ///
+    /// Cancel safe: dropping the future gives everything back.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] when this node cannot hand out messages; nothing is taken then.
+    pub async fn take(&self, take: Take) -> Result<Held, Unavailable> {
+        self.available().await?;
+        let mut poll = Poll::new(Arc::clone(&self.0.core), &take.channel);
+        let mut held = Held::new(self.clone(), &take.channel);
+        let mut bytes = 0;
+        loop {
+            let want = take.max.saturating_sub(held.deliveries.len());
+            if want == 0 || bytes >= take.max_bytes {
+                return Ok(held);
+            }
+            let reserved = Reservation::new(self, poll.next(want));
+            if !reserved.messages.is_empty() {
+                self.read_into(reserved, take.max_bytes, &mut bytes, &mut held).await?;
+                continue;
+            }
+            if self.0.runtime.clock.timeout_at(take.deadline, poll.changed()).await.is_err() {
+                // What was reserved at the last moment is taken, not sent round again.
+                let reserved = Reservation::new(self, poll.next(want));
+                drop(poll);
+                self.read_into(reserved, take.max_bytes, &mut bytes, &mut held).await?;
+                return Ok(held);
+            }
+        }
+    }
+
+    /// Looks at messages without taking them: ends when it saw `max` of them, or at the deadline with what
+    /// there is. What had expired is removed and counted. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] when this node cannot read the queue.
+    pub async fn peek(&self, take: Take) -> Result<Peeked, Unavailable> {
+        self.available().await?;
+        let mut expired = 0;
+        loop {
+            let changed = self.with_core(|core| core.watch(&take.channel));
+            let mut peeked = self.look(&take).await?;
+            expired += peeked.expired;
+            peeked.expired = expired;
+            let enough = peeked.deliveries.len() >= take.max;
+            if enough || self.0.runtime.clock.timeout_at(take.deadline, changed.notified()).await.is_err() {
+                return Ok(peeked);
+            }
+        }
+    }
+
+    async fn look(&self, take: &Take) -> Result<Peeked, Unavailable> {
+        let mut peeked = Peeked::default();
+        let mut bytes = 0;
+        let mut from = 0;
+        loop {
+            let want = (take.max - peeked.deliveries.len()).min(PEEK_STEP);
+            let visible = self.with_core(|core| core.visible(&take.channel, from, want));
+            let Some(last) = visible.last() else { return Ok(peeked) };
+            from = last.sequence + 1;
+            let channel = last.channel;
+            let mut gone = Vec::new();
+            for message in visible {
+                let delivery = self.read_message(&message).await?;
+                if delivery.has_expired(self.time()) {
+                    gone.push(message.sequence);
+                    continue;
+                }
+                bytes += delivery.message.len() as u64;
+                peeked.deliveries.push(delivery);
+                if peeked.deliveries.len() >= take.max || bytes >= take.max_bytes {
+                    break;
+                }
+            }
+            peeked.expired += count(&gone);
+            self.drop_expired(channel, gone);
+            if peeked.deliveries.len() >= take.max || bytes >= take.max_bytes {
+                return Ok(peeked);
+            }
+        }
+    }
+
+    async fn read_into(
+        &self,
+        mut reserved: Reservation<'_>,
+        max_bytes: u64,
+        bytes: &mut u64,
+        held: &mut Held,
+    ) -> Result<(), Unavailable> {
+        let mut gone = Vec::new();
+        let now = self.time();
+        while let Some(message) = reserved.messages.front() {
+            if *bytes >= max_bytes {
+                break;
+            }
+            let delivery = self.read_message(message).await?;
+            let (channel, sequence) = (message.channel, message.sequence);
+            if !held.is_of(channel) {
+                // The channel was deleted and made anew in between: one transaction is of one channel.
+                break;
+            }
+            reserved.messages.pop_front();
+            if delivery.has_expired(now) {
+                gone.push(sequence);
+            } else {
+                *bytes += delivery.message.len() as u64;
+                held.push(channel, delivery);
+            }
+        }
+        held.expired += count(&gone);
+        if let Some(channel) = held.channel_id().or_else(|| reserved.channel) {
+            self.drop_expired(channel, gone);
+        }
+        Ok(())
+    }
+
+    async fn read_message(&self, message: &Reserved) -> Result<Delivery, Unavailable> {
+        let log = &self.0.log;
+        let part = match log.cached_part(message.entry, message.part) {
+            Some(part) => part,
+            None => log.read_part(message.entry, message.part).await.map_err(|error| {
+                let (entry, part) = (message.entry, message.part);
+                tracing::error!(entry, part, error = %kubemq_runtime::chain(&error), "a stored message is damaged");
+                Unavailable::Unreadable(error.to_string())
+            })?,
+        };
+        Delivery::decode(message, part.time, &part.bytes)
+    }
+
+    /// Removes what was found expired; until that is applied nobody is handed it.
+    fn drop_expired(&self, channel: ChannelId, sequences: Vec<u64>) {
+        if sequences.is_empty() {
+            return;
+        }
+        self.with_core(|core| core.settling(channel, sequences.iter().copied()));
+        let pieces = sequences.into_iter().collect::<Sequences>().split().into_iter();
+        let operations = pieces.map(|sequences| Operation::Drop { channel, sequences }.to_bytes()).collect();
+        // What cannot be removed now is found expired again by the next reader.
+        self.submit(operations).forget();
+    }
+}
+
+fn count(sequences: &[u64]) -> u32 {
+    u32::try_from(sequences.len()).unwrap_or(u32::MAX)
+}
+
+/// Messages reserved and not yet read; dropping it gives them back.
+struct Reservation<'a> {
+    gateway: &'a Gateway,
+    channel: Option<ChannelId>,
+    messages: std::collections::VecDeque<Reserved>,
+}
+
+impl<'a> Reservation<'a> {
+    fn new(gateway: &'a Gateway, messages: Vec<Reserved>) -> Self {
+        let channel = messages.first().map(|message| message.channel);
+        Self { gateway, channel, messages: messages.into() }
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if !self.messages.is_empty() {
+            self.gateway.with_core(|core| {
+                for message in self.messages.drain(..) {
+                    core.give_back(message.channel, [message.sequence]);
+                }
+            });
+        }
+    }
+}

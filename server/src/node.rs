@@ -1,0 +1,201 @@
+//! A whole node: builds its parts in the order in which they need each other, and stops them in reverse.
+//!
+//! Everything below the wire is here, and nothing global: a process runs one node, the simulation several.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use kubemq_broker::{Limits, State};
+use kubemq_proto::validate::QueueLimits;
+use kubemq_raft::network::Peers;
+use kubemq_raft::{Member, Node as Raft};
+use kubemq_runtime::task::AbortOnDrop;
+use kubemq_runtime::{OnFailure, Runtime};
+use kubemq_storage::fs::Disk;
+use kubemq_storage::index::IndexWriter;
+use kubemq_storage::log::Log;
+use kubemq_storage::snapshot::Snapshots;
+use parking_lot::Mutex;
+
+use crate::desk::{Core, release_when_due};
+use crate::gateway::{Gateway, Outbox, Parts};
+use crate::index_feed::IndexFeed;
+use crate::replica::Replica;
+
+/// How long a stopping node waits for what was submitted to be committed.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// How long a node alone may take to apply what its log holds.
+const RECOVERY: Duration = Duration::from_secs(600);
+
+/// What a node is told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where it keeps what it must not forget.
+    pub data: PathBuf,
+    /// Its id, when it is not to be drawn at random with a new data directory.
+    pub id: Option<u64>,
+    /// The voters to form a group with when the data directory is empty; none: alone.
+    pub members: BTreeMap<u64, Member>,
+    /// Settings of the log.
+    pub log: kubemq_storage::log::Options,
+    /// Settings of consensus.
+    pub raft: kubemq_raft::Options,
+    /// Limits that requests are checked against.
+    pub queue: QueueLimits,
+    /// Limits of the replicated state.
+    pub state: Limits,
+}
+
+/// The doors of a node to the world outside it.
+pub struct Doors {
+    /// Time, randomness, tasks.
+    pub runtime: Runtime,
+    /// Files.
+    pub disk: Arc<dyn Disk>,
+    /// Other nodes.
+    pub peers: Arc<dyn Peers>,
+    /// The index on disk, which may forget.
+    pub index: IndexWriter,
+}
+
+/// Why a node did not start.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StartError {
+    /// The log or a snapshot could not be opened.
+    #[error("could not open the data directory {}", dir.display())]
+    Storage {
+        /// The directory.
+        dir: PathBuf,
+        /// What went wrong.
+        #[source]
+        cause: kubemq_storage::Error,
+    },
+    /// Consensus could not start.
+    #[error("could not start consensus")]
+    Raft(#[from] kubemq_raft::Error),
+}
+
+/// A running node.
+pub struct Node {
+    id: u64,
+    gateway: Gateway,
+    raft: Raft,
+    log: Log,
+    index: IndexWriter,
+    runtime: Runtime,
+    tasks: Vec<AbortOnDrop<()>>,
+}
+
+impl Node {
+    /// Starts a node over the consensus runtime `R` and recovers what it had acknowledged before. Alone, it carries
+    /// out calls when this returns; with others, once [`Node::ready`] does.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] names what could not be opened.
+    pub async fn start<R: kubemq_raft::AsyncRuntime>(options: Options, doors: Doors) -> Result<Self, StartError> {
+        let Doors { runtime, disk, peers, index } = doors;
+        let opened = |cause| StartError::Storage { dir: options.data.clone(), cause };
+        let log = Log::open(Arc::clone(&disk), options.data.join("log"), options.log.clone(), &runtime);
+        let log = log.await.map_err(opened)?;
+        let id = match log.state().node_id {
+            Some(id) => id,
+            None => {
+                let id = options.id.unwrap_or_else(|| runtime.random.branch("node id").u64() >> 1 | 1);
+                log.save_node_id(id).await.map_err(opened)?;
+                id
+            }
+        };
+        let snapshots = Snapshots::open(disk, options.data.join("snapshots"), &runtime).await.map_err(opened)?;
+
+        let core = Arc::new(Mutex::new(Core::new(State::new(options.state))));
+        let outbox_cell = Arc::new(OnceLock::new());
+        let feed = IndexFeed::new(index.clone());
+        let replica = Replica::new(Arc::clone(&core), id, Arc::clone(&outbox_cell), feed.clone());
+        let settings = kubemq_raft::Options { node: id, ..options.raft };
+        let raft =
+            kubemq_raft::start::<R>(settings, log.clone(), snapshots, replica, peers, runtime.clone()).await?;
+        let outbox = Outbox::new(raft.clone(), runtime.clock.clone(), id);
+        outbox_cell.set(Arc::clone(&outbox)).ok();
+        let gateway = Gateway::new(Parts {
+            runtime: runtime.clone(),
+            raft: raft.clone(),
+            log: log.clone(),
+            core,
+            outbox,
+            limits: options.queue,
+            node: id,
+        });
+        let tasks = vec![
+            runtime.tasks.spawn("leadership", OnFailure::StopNode, gateway.clone().follow_leadership()).abort_on_drop(),
+            runtime.tasks.spawn("timers", OnFailure::StopNode, release_when_due(gateway.clone())).abort_on_drop(),
+            runtime.tasks.spawn("index-feed", OnFailure::Log, feed.rebuild_when_empty(gateway.clone())).abort_on_drop(),
+        ];
+        if options.members.is_empty() {
+            raft.stand_alone(RECOVERY).await?;
+        } else if raft.status().voters.is_empty() {
+            form(&raft, options.members).await?;
+        }
+        Ok(Self { id, gateway, raft, log, index, runtime, tasks })
+    }
+
+    /// Waits until calls can be carried out here.
+    pub async fn ready(&self) {
+        self.gateway.lead().await;
+    }
+
+    /// Returns the node's id.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Returns the way to the broker.
+    #[must_use]
+    pub fn gateway(&self) -> &Gateway {
+        &self.gateway
+    }
+
+    /// Returns consensus.
+    #[must_use]
+    pub fn raft(&self) -> &Raft {
+        &self.raft
+    }
+
+    /// Returns the log.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Returns the index on disk.
+    #[must_use]
+    pub fn index(&self) -> &IndexWriter {
+        &self.index
+    }
+
+    /// Stops the node after its clients are gone: what was submitted is committed, leadership is handed over,
+    /// everything is on disk.
+    pub async fn stop(self) {
+        if self.runtime.clock.timeout(DRAIN, self.gateway.drained()).await.is_err() {
+            tracing::warn!("stopping with operations that are not committed");
+        }
+        drop(self.tasks);
+        self.raft.shutdown().await;
+        if let Err(error) = self.log.close().await {
+            tracing::error!(error = %kubemq_runtime::chain(&error), "the log did not close cleanly");
+        }
+        self.index.close().await;
+    }
+}
+
+async fn form(raft: &Raft, members: BTreeMap<u64, Member>) -> Result<(), StartError> {
+    match raft.initialize(members).await {
+        // A peer was faster; all of them form the same group.
+        Err(kubemq_raft::Error::AlreadyFormed) => Ok(()),
+        formed => Ok(formed?),
+    }
+}
