@@ -2,7 +2,13 @@
 //!
 //! Start reading in [`world`], then [`openraft_runtime`].
 
+pub mod cluster;
 pub mod disk;
+pub mod faults;
+pub mod network;
 pub mod openraft_runtime;
+pub mod oracle;
+pub mod raft_scene;
+pub mod run;
 pub mod tripwire;
 pub mod world;

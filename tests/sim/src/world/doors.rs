@@ -63,10 +63,16 @@ impl Abort for AbortTask {
 }
 
 impl World {
+    /// Returns the clock of one life of a node.
+    #[must_use]
+    pub fn runtime_clock(&self, place: &Arc<Place>) -> Clock {
+        Clock::new(PlaceClock { world: self.clone(), place: Arc::clone(place) })
+    }
+
     /// Returns the doors of one life of a node.
     #[must_use]
     pub fn runtime(&self, place: &Arc<Place>) -> Runtime {
-        let clock = Clock::new(PlaceClock { world: self.clone(), place: Arc::clone(place) });
+        let clock = self.runtime_clock(place);
         let tasks = Tasks::new(PlaceTasks { world: self.clone(), place: Arc::clone(place) });
         let random = self.random(&format!("runtime {} {}", place.node, place.life));
         Runtime { clock, random, tasks }

@@ -322,6 +322,12 @@ impl World {
         killed
     }
 
+    /// Runs `work` as code of `place`: openraft's clock is that node's.
+    pub fn within<T>(&self, place: &Arc<Place>, work: impl FnOnce() -> T) -> T {
+        let _entered = current::enter(self, place);
+        work()
+    }
+
     /// Returns how many tasks live at `place`.
     #[must_use]
     pub fn tasks(&self, place: &Arc<Place>) -> usize {

@@ -1,0 +1,417 @@
+//! Three lives at a time: starts nodes, ends them as a crash or a power loss would, and checks what must hold for
+//! consensus at each instant.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use kubemq_raft::network::Peers;
+use kubemq_raft::{Role, Status};
+use kubemq_runtime::sync::oneshot;
+use kubemq_runtime::{Random, Runtime};
+use kubemq_storage::fs::MemoryDisk;
+use parking_lot::Mutex;
+
+use crate::disk::{DiskFaults, SimDisk};
+use crate::network::{Endpoint, Network};
+use crate::world::{Place, Simulation, World};
+
+/// What a node starts with.
+pub struct Boot {
+    /// The node's number, from 1.
+    pub node: usize,
+    /// The place of this life.
+    pub place: Arc<Place>,
+    /// Its doors to time, randomness and tasks.
+    pub runtime: Runtime,
+    /// Its door to the disk.
+    pub disk: SimDisk,
+    /// Its door to other nodes.
+    pub peers: Arc<dyn Peers>,
+}
+
+/// What runs on the nodes of a cluster.
+pub trait Program: Send + Sync + 'static {
+    /// A running node.
+    type Running: Clone + Send + Sync + 'static;
+    /// Starts a node from what lies on its disk.
+    fn boot(&self, boot: Boot) -> BoxFuture<'static, Result<Self::Running, String>>;
+    /// What answers the node's peers.
+    fn endpoint(running: &Self::Running) -> Arc<dyn Endpoint>;
+    /// What the node knows of its group.
+    fn status(running: &Self::Running) -> Status;
+    /// Up to which entry the node has synced its log.
+    fn synced(running: &Self::Running) -> u64;
+    /// Gives leadership to another node.
+    fn hand_over(running: Self::Running, to: usize) -> BoxFuture<'static, ()>;
+    /// Ends with a reason when the node must stop.
+    fn stopped(running: &Self::Running) -> BoxFuture<'static, String>;
+}
+
+/// How a life ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The process goes; what it has written stays in the page cache.
+    Crash,
+    /// The machine goes; what was not flushed may be lost.
+    PowerLoss,
+}
+
+struct Life<P: Program> {
+    place: Arc<Place>,
+    disk: SimDisk,
+    running: Option<P::Running>,
+}
+
+struct Member<P: Program> {
+    /// What is on the disk while the node is down.
+    memory: MemoryDisk,
+    life: Option<Life<P>>,
+    /// A fault was injected that may stop this life.
+    excused: bool,
+    faults: DiskFaults,
+    /// How many lives have ended.
+    ended: u64,
+    /// Up to which entry the last life had synced its log.
+    synced: u64,
+}
+
+/// What must never go back.
+#[derive(Default)]
+struct Watched {
+    /// Per node: the term, which survives everything.
+    terms: BTreeMap<usize, u64>,
+    /// Per node and life: the committed index.
+    committed: BTreeMap<(usize, u64), u64>,
+    /// Per term and leader: the life in which it led.
+    leaderships: BTreeMap<(u64, usize), u64>,
+}
+
+struct Inner<P: Program> {
+    world: World,
+    harness: Arc<Place>,
+    network: Network,
+    program: P,
+    members: Mutex<BTreeMap<usize, Member<P>>>,
+    watched: Mutex<Watched>,
+    random: Random,
+}
+
+/// The nodes of one world. Clones are the same cluster.
+pub struct Cluster<P: Program>(Arc<Inner<P>>);
+
+impl<P: Program> Clone for Cluster<P> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<P: Program> fmt::Debug for Cluster<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cluster({})", self.0.members.lock().len())
+    }
+}
+
+impl<P: Program> Cluster<P> {
+    /// Returns a cluster of `size` nodes with empty disks, none of them started.
+    #[must_use]
+    pub fn new(simulation: &Simulation, size: usize, program: P) -> Self {
+        let (world, harness) = (simulation.world(), simulation.harness());
+        let member = |node| {
+            let member = Member {
+                memory: MemoryDisk::new(),
+                life: None,
+                excused: false,
+                faults: DiskFaults::default(),
+                ended: 0,
+                synced: 0,
+            };
+            (node, member)
+        };
+        Self(Arc::new(Inner {
+            network: Network::new(&world, &harness),
+            random: world.random("cluster"),
+            members: Mutex::new((1..=size).map(member).collect()),
+            watched: Mutex::new(Watched::default()),
+            world,
+            harness,
+            program,
+        }))
+    }
+
+    /// Returns the world.
+    #[must_use]
+    pub fn world(&self) -> &World {
+        &self.0.world
+    }
+
+    /// Returns the network.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        &self.0.network
+    }
+
+    /// Returns what runs on the nodes.
+    #[must_use]
+    pub fn program(&self) -> &P {
+        &self.0.program
+    }
+
+    /// Returns the place of the harness.
+    #[must_use]
+    pub fn harness(&self) -> &Arc<Place> {
+        &self.0.harness
+    }
+
+    /// Returns the numbers of all nodes.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<usize> {
+        self.0.members.lock().keys().copied().collect()
+    }
+
+    /// Starts a life of `node`, if it has none.
+    pub fn start(&self, node: usize) {
+        let inner = &self.0;
+        let place = inner.world.place(node);
+        let disk = {
+            let mut members = inner.members.lock();
+            let Some(member) = members.get_mut(&node).filter(|member| member.life.is_none()) else { return };
+            let random = inner.world.random(&format!("disk {node} {}", place.life));
+            let disk = SimDisk::new(inner.world.clone(), node, member.memory.clone(), random, member.faults);
+            member.life = Some(Life { place: Arc::clone(&place), disk: disk.clone(), running: None });
+            member.excused = false;
+            disk
+        };
+        inner.world.trace(node, format_args!("start of life {}", place.life));
+        let runtime = inner.world.runtime(&place);
+        let boot = Boot { node, runtime, disk, peers: inner.network.peers(&place), place: Arc::clone(&place) };
+        let (cluster, booting) = (self.clone(), inner.program.boot(boot));
+        let here = Arc::clone(&place);
+        let task = async move {
+            match booting.await {
+                Ok(running) => {
+                    cluster.ready(&here, &running);
+                    let reason = P::stopped(&running).await;
+                    cluster.stops(&here, &reason);
+                }
+                Err(reason) => cluster.stops(&here, &format!("it did not start: {reason}")),
+            }
+        };
+        inner.world.spawn(&place, "boot", Box::pin(task));
+    }
+
+    fn ready(&self, place: &Arc<Place>, running: &P::Running) {
+        {
+            let mut members = self.0.members.lock();
+            let life = members.get_mut(&place.node).and_then(|member| member.life.as_mut());
+            let Some(life) = life.filter(|life| Arc::ptr_eq(&life.place, place)) else { return };
+            life.running = Some(running.clone());
+        }
+        self.0.world.trace(place.node, format_args!("ready"));
+        self.0.network.attach(place, P::endpoint(running));
+    }
+
+    /// A node says that it must stop: it is ended as its process would be, and started again after a while.
+    fn stops(&self, place: &Arc<Place>, reason: &str) {
+        let (node, life) = (place.node, place.life);
+        self.0.world.trace(node, format_args!("stops: {reason}"));
+        let excused = self.0.members.lock().get(&node).is_some_and(|member| member.excused);
+        if !excused {
+            self.0.world.fail(format!("node {node} stopped without a fault of its disk: {reason}"));
+            return;
+        }
+        let cluster = self.clone();
+        let pause = Duration::from_millis(50 + self.0.random.below(1000));
+        let task = async move {
+            cluster.end(node, Some(life), End::Crash, false);
+            cluster.0.world.sleep(pause).await;
+            cluster.start(node);
+        };
+        self.0.world.spawn(&self.0.harness, "restart", Box::pin(task));
+    }
+
+    /// Ends the life of `node` (only the given one, if it is given); returns whether it had one.
+    pub fn end(&self, node: usize, life: Option<u64>, how: End, silent: bool) -> bool {
+        let inner = &self.0;
+        let ended = {
+            let mut members = inner.members.lock();
+            let Some(member) = members.get_mut(&node) else { return false };
+            let matches = member.life.as_ref().is_some_and(|now| life.is_none_or(|life| now.place.life == life));
+            if !matches {
+                return false;
+            }
+            member.ended += 1;
+            if let Some(running) = member.life.as_ref().and_then(|life| life.running.as_ref()) {
+                member.synced = P::synced(running);
+            }
+            member.life.take()
+        };
+        let Some(ended) = ended else { return false };
+        inner.world.trace(node, format_args!("end by {how:?}, silent {silent}"));
+        inner.network.detach(node, silent);
+        // What survives is fixed before destructors run, and they find a disk that does nothing more.
+        let left = match how {
+            End::Crash => ended.disk.memory().process_crash(),
+            End::PowerLoss => ended.disk.memory().power_loss(&inner.random),
+        };
+        ended.disk.memory().fence();
+        let tasks = inner.world.kill(&ended.place);
+        inner.world.trace(node, format_args!("{tasks} tasks ended"));
+        if let Some(member) = inner.members.lock().get_mut(&node) {
+            member.memory = left;
+        }
+        drop(ended);
+        true
+    }
+
+    /// Returns the node while it runs.
+    #[must_use]
+    pub fn running(&self, node: usize) -> Option<P::Running> {
+        self.0.members.lock().get(&node)?.life.as_ref()?.running.clone()
+    }
+
+    /// Runs `call` as a handler in the process of `node` and waits for what it returns, at most for `limit`. Nothing
+    /// means that the node is not there, went away, or took longer: what was asked may have been done.
+    pub async fn call<T, F>(&self, node: usize, limit: Duration, call: impl FnOnce(P::Running) -> F) -> Option<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let (place, running) = {
+            let members = self.0.members.lock();
+            let life = members.get(&node)?.life.as_ref()?;
+            (Arc::clone(&life.place), life.running.clone()?)
+        };
+        let (sender, receiver) = oneshot::channel();
+        let handler = call(running);
+        let task = async move {
+            // The client may have gone.
+            sender.send(handler.await).ok();
+        };
+        let id = self.0.world.spawn(&place, "handler", Box::pin(task))?;
+        let clock = self.0.world.runtime_clock(&self.0.harness);
+        match clock.timeout(limit, receiver).await {
+            Ok(answer) => answer.ok(),
+            Err(_) => {
+                // The connection is closed, and its handler with it.
+                self.0.world.abort(id);
+                None
+            }
+        }
+    }
+
+    /// Returns the life of the node, whether it is ready or not.
+    #[must_use]
+    pub fn place(&self, node: usize) -> Option<Arc<Place>> {
+        self.0.members.lock().get(&node)?.life.as_ref().map(|life| Arc::clone(&life.place))
+    }
+
+    /// Returns the status of every ready node.
+    #[must_use]
+    pub fn statuses(&self) -> BTreeMap<usize, Status> {
+        let members = self.0.members.lock();
+        let lives = members.iter().filter_map(|(node, member)| Some((*node, member.life.as_ref()?)));
+        let status = |(node, life): (usize, &Life<P>)| {
+            let running = life.running.as_ref()?;
+            // The lease is judged by the node's own clock.
+            Some((node, self.0.world.within(&life.place, || P::status(running))))
+        };
+        lives.filter_map(status).collect()
+    }
+
+    /// Returns the node that leads, by its own account, in the latest term.
+    #[must_use]
+    pub fn leader(&self) -> Option<usize> {
+        let statuses = self.statuses();
+        let leaders = statuses.iter().filter(|(_, status)| status.leads());
+        leaders.max_by_key(|(_, status)| status.term).map(|(node, _)| *node)
+    }
+
+    /// Breaks the disk of a node that runs; it may stop because of it.
+    pub fn break_disk(&self, node: usize, change: impl FnOnce(&SimDisk)) {
+        let mut members = self.0.members.lock();
+        let Some(member) = members.get_mut(&node) else { return };
+        member.excused = true;
+        if let Some(life) = &member.life {
+            change(&life.disk);
+        }
+    }
+
+    /// Changes how the disk of a node behaves, now and in later lives. It must not stop because of it.
+    pub fn set_disk(&self, node: usize, change: impl Fn(&mut DiskFaults)) {
+        let mut members = self.0.members.lock();
+        let Some(member) = members.get_mut(&node) else { return };
+        change(&mut member.faults);
+        if let Some(life) = &member.life {
+            life.disk.set_faults(change);
+        }
+    }
+
+    /// Returns on how many disks the log is synced up to `index`, as far as the nodes themselves knew.
+    #[must_use]
+    pub fn synced(&self, index: u64) -> usize {
+        let members = self.0.members.lock();
+        let synced = |member: &Member<P>| {
+            member.life.as_ref().and_then(|life| life.running.as_ref()).map_or(member.synced, P::synced)
+        };
+        members.values().filter(|member| synced(member) >= index).count()
+    }
+
+    /// Returns how many lives have ended.
+    #[must_use]
+    pub fn ended(&self) -> u64 {
+        self.0.members.lock().values().map(|member| member.ended).sum()
+    }
+
+    /// Checks what must hold for consensus at each instant.
+    ///
+    /// # Errors
+    ///
+    /// The sentence that does not hold.
+    pub fn check_instant(&self) -> Result<(), String> {
+        let members = self.0.members.lock();
+        let mut watched = self.0.watched.lock();
+        for (node, member) in members.iter() {
+            let Some(life) = &member.life else { continue };
+            let Some(running) = &life.running else { continue };
+            let status = self.0.world.within(&life.place, || P::status(running));
+            watched.check(*node, life.place.life, &status)?;
+        }
+        Ok(())
+    }
+}
+
+impl Watched {
+    fn check(&mut self, node: usize, life: u64, status: &Status) -> Result<(), String> {
+        let term = self.terms.entry(node).or_default();
+        if status.term < *term {
+            return Err(format!("node {node} went back from term {term} to {}", status.term));
+        }
+        *term = status.term;
+        let index = |id: Option<kubemq_storage::LogId>| id.map_or(0, |id| id.index);
+        let (committed, applied) = (index(status.committed), index(status.applied));
+        let (purged, snapshot) = (index(status.purged), index(status.snapshot));
+        let before = self.committed.entry((node, life)).or_default();
+        if committed < *before {
+            return Err(format!("node {node} went back from committed entry {before} to {committed}"));
+        }
+        *before = committed;
+        if purged > snapshot || snapshot > applied || applied > committed {
+            return Err(format!(
+                "node {node}: purged {purged} ≤ snapshot {snapshot} ≤ applied {applied} ≤ committed {committed} does not hold"
+            ));
+        }
+        if status.role == Role::Leader {
+            let first = *self.leaderships.entry((status.term, node)).or_insert(life);
+            if first != life {
+                return Err(format!(
+                    "node {node} leads in term {} in life {life}, and did in life {first}",
+                    status.term
+                ));
+            }
+        }
+        Ok(())
+    }
+}

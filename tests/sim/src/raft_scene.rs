@@ -1,0 +1,606 @@
+//! Consensus and the log alone: three nodes under a machine that records what it applies, and clients that write.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use kubemq_raft::network::{Call, Channel, Frame, Replies};
+use kubemq_raft::{
+    Batch, Committed, Envelope, Living, Member, Node, Origin, PeerError, Refused, RestoreError, SnapshotSource,
+    StateMachine, Status,
+};
+use kubemq_runtime::sync::oneshot;
+use kubemq_runtime::{OnFailure, Random};
+use kubemq_storage::fs::Disk;
+use kubemq_storage::log::Log;
+use kubemq_storage::snapshot::Snapshots;
+use parking_lot::Mutex;
+
+use crate::cluster::{Boot, Cluster, Program};
+use crate::faults::{settle, torment};
+use crate::network::{Endpoint, address};
+use crate::openraft_runtime::SimRuntime;
+use crate::run::{Asked, Ended, Plant};
+use crate::world::{Fingerprint, Simulation, World};
+
+const NODES: usize = 3;
+const CLIENTS: u64 = 4;
+/// Writes whose bodies stay referred to.
+const LIVING: usize = 300;
+/// How long the cluster may take to agree after the faults have ended.
+const SETTLING: Duration = Duration::from_secs(60);
+
+/// One write as it was applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Write {
+    number: u64,
+    entry: u64,
+    part: u16,
+    print: u64,
+}
+
+/// What a machine holds.
+#[derive(Clone, Default)]
+struct Record {
+    last: u64,
+    writes: Vec<Write>,
+    digest: Fingerprint,
+}
+
+impl Record {
+    fn push(&mut self, write: Write) {
+        for word in [write.number, write.entry, u64::from(write.part), write.print] {
+            self.digest.word(word);
+        }
+        self.writes.push(write);
+    }
+}
+
+/// What all nodes have applied, and who waits for it.
+#[derive(Default)]
+struct Ledger {
+    /// Per entry: what the first node that applied it found in it, and its time.
+    entries: BTreeMap<u64, (u64, u64, usize)>,
+    /// Per write that was submitted to a life of a node: who waits.
+    waiting: BTreeMap<(usize, u64, u64), oneshot::Sender<Result<u64, Refused>>>,
+    applied: u64,
+    restored: u64,
+}
+
+struct Recorder {
+    world: World,
+    place: Arc<crate::world::Place>,
+    ledger: Arc<Mutex<Ledger>>,
+    record: Arc<Mutex<Record>>,
+    plant: Plant,
+}
+
+fn print(time: u64, bytes: &[Bytes]) -> u64 {
+    let mut fingerprint = Fingerprint::default();
+    fingerprint.word(time);
+    for bytes in bytes {
+        fingerprint.bytes(bytes);
+    }
+    fingerprint.value()
+}
+
+impl Recorder {
+    /// Returns what must hold and does not.
+    fn note(&self, ledger: &mut Ledger, entry: &Committed, found: u64) -> Result<(), String> {
+        let (node, index) = (self.place.node, entry.id.index);
+        let (first, _, by) = *ledger.entries.entry(index).or_insert((found, entry.time, node));
+        if first != found {
+            return Err(format!("entry {index} has other content on node {node} than on node {by}"));
+        }
+        let before = ledger.entries.range(..index).next_back();
+        if before.is_some_and(|(_, (_, time, _))| *time >= entry.time) {
+            return Err(format!("entry {index} does not have a later time than the entry before it"));
+        }
+        ledger.applied += 1;
+        Ok(())
+    }
+
+    fn apply_entry(&self, entry: &Committed) -> Result<(), String> {
+        let index = entry.id.index;
+        let envelope = Envelope::of(&entry.parts).map_err(|error| format!("entry {index}: {error}"))?;
+        let parts: Vec<Bytes> = (0..entry.parts.count()).filter_map(|part| entry.parts.get(part)).collect();
+        let found = print(entry.time, &parts);
+        self.world.trace(self.place.node, format_args!("apply {index} {found:x}"));
+        let mut ledger = self.ledger.lock();
+        self.note(&mut ledger, entry, found)?;
+        let mut record = self.record.lock();
+        if index <= record.last {
+            return Err(format!("entry {index} was applied after entry {}", record.last));
+        }
+        record.last = index;
+        let mut part: u16 = 1;
+        let mut writes = Vec::new();
+        for batch in envelope.batches {
+            for _ in 0..batch.operations {
+                let bytes = parts.get(usize::from(part)).cloned().unwrap_or_default();
+                let number = bytes.clone().try_get_u64_le().map_err(|_| format!("entry {index} has an empty part"))?;
+                writes.push(Write { number, entry: index, part, print: print(0, &[bytes]) });
+                part += 1;
+            }
+        }
+        if self.plant == Plant::HashOrder {
+            writes = in_hash_order(writes);
+        }
+        for write in writes {
+            record.push(write);
+            // Answered only by the life that it was submitted to.
+            if let Some(waiting) = ledger.waiting.remove(&(self.place.node, self.place.life, write.number)) {
+                waiting.send(Ok(index)).ok();
+            }
+        }
+        Ok(())
+    }
+}
+
+#[expect(clippy::disallowed_types, reason = "this is the planted bug")]
+fn in_hash_order(writes: Vec<Write>) -> Vec<Write> {
+    let map: std::collections::HashMap<u64, Write> = writes.into_iter().map(|write| (write.number, write)).collect();
+    map.into_values().collect()
+}
+
+impl StateMachine for Recorder {
+    fn apply(&mut self, entries: Vec<Committed>) {
+        for entry in entries {
+            if let Err(reason) = self.apply_entry(&entry) {
+                self.world.fail(reason);
+                return;
+            }
+        }
+    }
+
+    fn snapshot(&mut self) -> Box<dyn SnapshotSource> {
+        Box::new(Picture(self.record.lock().clone()))
+    }
+
+    fn restore(&mut self, chunks: Vec<Bytes>) -> Result<(), RestoreError> {
+        let mut record = Record::default();
+        let short = |_| RestoreError("a chunk ends too early".to_owned());
+        for mut chunk in chunks {
+            record.last = chunk.try_get_u64_le().map_err(short)?;
+            while chunk.has_remaining() {
+                let (number, entry) = (chunk.try_get_u64_le().map_err(short)?, chunk.try_get_u64_le().map_err(short)?);
+                let (part, print) = (chunk.try_get_u16_le().map_err(short)?, chunk.try_get_u64_le().map_err(short)?);
+                record.push(Write { number, entry, part, print });
+            }
+        }
+        self.world.trace(self.place.node, format_args!("restore {} {:x}", record.last, record.digest.value()));
+        self.ledger.lock().restored += 1;
+        *self.record.lock() = record;
+        Ok(())
+    }
+
+    fn digest(&self) -> u64 {
+        self.record.lock().digest.value()
+    }
+}
+
+struct Picture(Record);
+
+impl SnapshotSource for Picture {
+    fn chunks(self: Box<Self>) -> Box<dyn Iterator<Item = Bytes> + Send> {
+        let last = self.0.last;
+        let encode = move |writes: &[Write]| {
+            let mut chunk = BytesMut::new();
+            chunk.put_u64_le(last);
+            for write in writes {
+                chunk.put_u64_le(write.number);
+                chunk.put_u64_le(write.entry);
+                chunk.put_u16_le(write.part);
+                chunk.put_u64_le(write.print);
+            }
+            chunk.freeze()
+        };
+        let chunks: Vec<_> = self.0.writes.chunks(512).map(encode).collect();
+        let chunks = if chunks.is_empty() { vec![encode(&[])] } else { chunks };
+        Box::new(chunks.into_iter())
+    }
+
+    fn living(&self) -> Box<dyn Iterator<Item = Living> + Send + '_> {
+        let living = self.0.writes.iter().rev().take(LIVING).rev();
+        Box::new(living.map(|write| Living { entry: write.entry, first: write.part, count: 1 }))
+    }
+}
+
+#[derive(Clone)]
+struct Running {
+    node: Node,
+    log: Log,
+    record: Arc<Mutex<Record>>,
+    runtime: kubemq_runtime::Runtime,
+}
+
+struct Peer(Node);
+
+#[async_trait]
+impl Endpoint for Peer {
+    async fn call(&self, call: Call, request: Frame) -> Result<Frame, PeerError> {
+        self.0.handle(call, request).await
+    }
+
+    fn open(&self, channel: Channel, requests: Replies) -> Replies {
+        self.0.handle_stream(channel, requests)
+    }
+}
+
+struct Recording {
+    world: World,
+    ledger: Arc<Mutex<Ledger>>,
+    plant: Plant,
+    sizes: Sizes,
+}
+
+/// Thresholds, small enough that segments, snapshots and purges happen in a run.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    segment: u64,
+    snapshot: u64,
+    keep: u64,
+}
+
+impl Sizes {
+    fn draw(random: &Random) -> Self {
+        Self {
+            segment: 32 * 1024 + random.below(256 * 1024),
+            snapshot: 16 * 1024 + random.below(512 * 1024),
+            keep: 16 * 1024 + random.below(256 * 1024),
+        }
+    }
+}
+
+impl Program for Recording {
+    type Running = Running;
+
+    fn boot(&self, boot: Boot) -> BoxFuture<'static, Result<Running, String>> {
+        let (world, ledger, plant, sizes) = (self.world.clone(), Arc::clone(&self.ledger), self.plant, self.sizes);
+        Box::pin(async move {
+            let Boot { node, place, runtime, disk, peers } = boot;
+            let chained = |error: &dyn std::error::Error| kubemq_runtime::chain(error).to_string();
+            let disk: Arc<dyn Disk> = Arc::new(disk);
+            let options = kubemq_storage::log::Options { segment_bytes: sizes.segment, ..Default::default() };
+            let log = Log::open(Arc::clone(&disk), PathBuf::from("data/log"), options, &runtime).await;
+            let log = log.map_err(|error| chained(&error))?;
+            let snapshots = Snapshots::open(disk, PathBuf::from("data/snapshots"), &runtime).await;
+            let snapshots = snapshots.map_err(|error| chained(&error))?;
+            let record = Arc::default();
+            let machine = Recorder { world, place, ledger, record: Arc::clone(&record), plant };
+            let mut options = kubemq_raft::Options::new(node as u64);
+            options.snapshot_bytes = sizes.snapshot;
+            options.keep_bytes = sizes.keep;
+            options.snapshot_idle = Duration::from_secs(5);
+            let raft =
+                kubemq_raft::start::<SimRuntime>(options, log.clone(), snapshots, machine, peers, runtime.clone());
+            let raft = raft.await.map_err(|error| chained(&error))?;
+            let status = raft.status();
+            if node == 1 && status.voters.is_empty() && status.last.is_none() {
+                let member = |node| (node as u64, Member { address: address(node) });
+                match raft.initialize((1..=NODES).map(member).collect()).await {
+                    Ok(()) | Err(kubemq_raft::Error::AlreadyFormed) => {}
+                    Err(error) => return Err(chained(&error)),
+                }
+            }
+            Ok(Running { node: raft, log, record, runtime })
+        })
+    }
+
+    fn endpoint(running: &Running) -> Arc<dyn Endpoint> {
+        Arc::new(Peer(running.node.clone()))
+    }
+
+    fn status(running: &Running) -> Status {
+        running.node.status()
+    }
+
+    fn synced(running: &Running) -> u64 {
+        running.log.state().synced_index
+    }
+
+    fn hand_over(running: Running, to: usize) -> BoxFuture<'static, ()> {
+        // It may be refused: then nothing happens, which is a legal outcome.
+        Box::pin(async move { drop(running.node.transfer_leader(to as u64).await) })
+    }
+
+    fn stopped(running: &Running) -> BoxFuture<'static, String> {
+        let running = running.clone();
+        Box::pin(async move {
+            let mut failure = running.log.failure();
+            let mut status = running.node.watch();
+            tokio::select! {
+                biased;
+                name = running.runtime.tasks.failure() => format!("task {name} failed"),
+                _ = failure.wait_for(Option::is_some) => "the log failed".to_owned(),
+                _ = status.wait_for(|status| status.role == kubemq_raft::Role::Stopped) => "consensus stopped".to_owned(),
+            }
+        })
+    }
+}
+
+/// What the clients know.
+#[derive(Default)]
+struct Oracle {
+    /// Per client: what was acknowledged, in order.
+    acked: BTreeMap<u64, Vec<u64>>,
+    /// Writes that were refused before they were proposed.
+    refused: BTreeSet<u64>,
+    unknown: u64,
+    barriers: u64,
+}
+
+#[derive(Clone)]
+struct Scene {
+    cluster: Cluster<Recording>,
+    oracle: Arc<Mutex<Oracle>>,
+}
+
+/// How one write ended.
+enum Told {
+    Acked,
+    Refused,
+    Unknown,
+}
+
+impl Scene {
+    /// Submits one write to a node and waits for what becomes of it.
+    async fn write(&self, node: usize, number: u64, size: usize, limit: Duration) -> Told {
+        let mut operation = BytesMut::with_capacity(8 + size);
+        operation.put_u64_le(number);
+        operation.resize(8 + size, u8::try_from(number % 251).unwrap_or(0));
+        let operation = operation.freeze();
+        let Some(place) = self.cluster.place(node) else { return Told::Refused };
+        let ledger = Arc::clone(&self.cluster.program().ledger);
+        let answer = self.cluster.call(node, limit, move |running| async move {
+            let (sender, receiver) = oneshot::channel();
+            let key = (place.node, place.life, number);
+            ledger.lock().waiting.insert(key, sender);
+            let origin = Origin { node: place.node as u64, epoch: place.life };
+            let batch = Batch { origin, number, operations: vec![operation] };
+            let deadline = running.runtime.clock.now() + Duration::from_secs(2);
+            let told = Arc::clone(&ledger);
+            let refused = move |refused| {
+                if let Some(waiting) = told.lock().waiting.remove(&key) {
+                    waiting.send(Err(refused)).ok();
+                }
+            };
+            if let Err(refused) = running.node.submit(batch, deadline, Box::new(refused)) {
+                ledger.lock().waiting.remove(&key);
+                return Some(Err(refused));
+            }
+            receiver.await.ok()
+        });
+        match answer.await.flatten() {
+            Some(Ok(index)) => {
+                let synced = self.cluster.synced(index);
+                if synced * 2 <= NODES {
+                    let reason =
+                        format!("write {number:x} in entry {index} was acknowledged with {synced} synced logs");
+                    self.cluster.world().fail(reason);
+                }
+                Told::Acked
+            }
+            Some(Err(Refused::Unknown | Refused::Stopped)) | None => Told::Unknown,
+            Some(Err(_)) => Told::Refused,
+        }
+    }
+
+    /// Reads what a node has applied, behind a barrier: nothing that was acknowledged before may be missing.
+    async fn read(&self, node: usize) {
+        let acked: Vec<_> = self.oracle.lock().acked.values().filter_map(|numbers| numbers.last().copied()).collect();
+        let found = self.cluster.call(node, Duration::from_secs(2), |running| async move {
+            running.node.read_barrier().await.ok()?;
+            let record = running.record.lock();
+            Some(record.writes.iter().map(|write| write.number).collect::<BTreeSet<_>>())
+        });
+        let Some(found) = found.await.flatten() else { return };
+        self.oracle.lock().barriers += 1;
+        if let Some(missing) = acked.iter().find(|number| !found.contains(number)) {
+            self.cluster
+                .world()
+                .fail(format!("node {node} passed a read barrier without the acknowledged write {missing:x}"));
+        }
+    }
+
+    async fn client(self, client: u64, until: u64) {
+        let world = self.cluster.world().clone();
+        let draw = world.random(&format!("client {client}"));
+        let mut count = 0;
+        while world.now() < until {
+            let any = 1 + usize::try_from(draw.below(NODES as u64)).unwrap_or(0);
+            let node = if draw.below(10) == 0 { any } else { self.cluster.leader().unwrap_or(any) };
+            if draw.below(200) == 0 {
+                self.read(node).await;
+            }
+            count += 1;
+            let number = client << 32 | count;
+            let size = match draw.below(100) {
+                0 => draw.below(60_000),
+                1..10 => draw.below(4_000),
+                _ => draw.below(200),
+            };
+            let told = self.write(node, number, usize::try_from(size).unwrap_or(0), Duration::from_secs(3)).await;
+            let mut pause = draw.below(20_000);
+            {
+                let mut oracle = self.oracle.lock();
+                match told {
+                    Told::Acked => oracle.acked.entry(client).or_default().push(number),
+                    Told::Refused => {
+                        oracle.refused.insert(number);
+                        pause += 20_000;
+                    }
+                    Told::Unknown => oracle.unknown += 1,
+                }
+            }
+            world.sleep(Duration::from_micros(pause)).await;
+        }
+    }
+
+    /// Returns once one node leads, all follow it, and all have applied the same.
+    async fn agreed(&self) -> Result<(), String> {
+        let world = self.cluster.world().clone();
+        let limit = world.now() + u64::try_from(SETTLING.as_nanos()).unwrap_or(u64::MAX);
+        loop {
+            let statuses = self.cluster.statuses();
+            let leaders: BTreeSet<_> = statuses.values().map(|status| status.leader).collect();
+            let applied: BTreeSet<_> = statuses.values().map(|status| status.applied.map(|id| id.index)).collect();
+            let done = statuses.values().all(|status| status.applied.map(|id| id.index) == status.last);
+            if statuses.len() == NODES && leaders.len() == 1 && !leaders.contains(&None) && applied.len() == 1 && done {
+                return Ok(());
+            }
+            if world.now() > limit {
+                return Err(format!("no agreement {} s after the faults ended: {statuses:?}", SETTLING.as_secs()));
+            }
+            world.sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Checks each node's record against what the clients were told.
+    async fn check_end(&self, seconds: u64) -> Result<(), String> {
+        let world = self.cluster.world().clone();
+        self.agreed().await?;
+        let leader = self.cluster.leader().unwrap_or(1);
+        for fresh in 0..3 {
+            let number = (CLIENTS + 1) << 32 | fresh;
+            match self.write(leader, number, 10, Duration::from_secs(3)).await {
+                Told::Acked => self.oracle.lock().acked.entry(CLIENTS + 1).or_default().push(number),
+                _ => return Err("a fresh write was not acknowledged after the faults ended".to_owned()),
+            }
+        }
+        self.agreed().await?;
+        let mut digests = BTreeSet::new();
+        for node in self.cluster.nodes() {
+            let running = self.cluster.running(node).ok_or("a node is gone")?;
+            let record = running.record.lock().clone();
+            digests.insert((record.last, record.digest.value()));
+            self.check_record(node, &record)?;
+            self.check_bodies(node, &record).await?;
+        }
+        if digests.len() != 1 {
+            return Err(format!("the nodes differ after the same entries: {digests:x?}"));
+        }
+        let acked: usize = self.oracle.lock().acked.values().map(Vec::len).sum();
+        world.trace(0, format_args!("end: {acked} acked"));
+        if (acked as u64) < seconds {
+            return Err(format!("only {acked} writes were acknowledged in {seconds} s: the run shows nothing"));
+        }
+        Ok(())
+    }
+
+    fn check_record(&self, node: usize, record: &Record) -> Result<(), String> {
+        let mut places: BTreeMap<u64, usize> = BTreeMap::new();
+        for (place, write) in record.writes.iter().enumerate() {
+            if places.insert(write.number, place).is_some() {
+                return Err(format!("node {node} has write {:x} twice", write.number));
+            }
+        }
+        let oracle = self.oracle.lock();
+        if let Some(number) = oracle.refused.iter().find(|number| places.contains_key(number)) {
+            return Err(format!("node {node} has write {number:x}, which was refused"));
+        }
+        for numbers in oracle.acked.values() {
+            let mut last = None;
+            for number in numbers {
+                let place = places.get(number);
+                if place.is_none() {
+                    return Err(format!("node {node} has lost the acknowledged write {number:x}"));
+                }
+                if place <= last {
+                    return Err(format!("node {node} has write {number:x} before one that was acknowledged before it"));
+                }
+                last = place;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads every body that a snapshot would name.
+    async fn check_bodies(&self, node: usize, record: &Record) -> Result<(), String> {
+        for write in record.writes.iter().rev().take(LIVING).copied() {
+            let (entry, part) = (write.entry, write.part);
+            let read = self.cluster.call(node, Duration::from_secs(10), move |running| async move {
+                running.log.read_part(entry, part).await
+            });
+            match read.await {
+                Some(Ok(read)) if print(0, std::slice::from_ref(&read.bytes)) == write.print => {}
+                Some(Ok(_)) => {
+                    return Err(format!("node {node}: part {part} of entry {entry} is not what was written"));
+                }
+                Some(Err(error)) => {
+                    let chain = kubemq_runtime::chain(&error);
+                    return Err(format!("node {node}: part {part} of entry {entry} cannot be read: {chain}"));
+                }
+                None => return Err(format!("node {node}: reading part {part} of entry {entry} did not end")),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs the scene.
+#[must_use]
+pub fn run(asked: &Asked) -> Ended {
+    let plan = asked.plan();
+    let longest = Duration::from_secs(asked.seconds) + 3 * SETTLING;
+    let mut simulation = Simulation::new(asked.seed, plan.order, longest, asked.trace);
+    let world = simulation.world();
+    let ledger = Arc::new(Mutex::new(Ledger::default()));
+    let sizes = Sizes::draw(&world.random("sizes"));
+    let program = Recording { world: world.clone(), ledger: Arc::clone(&ledger), plant: asked.plant, sizes };
+    let cluster = Cluster::new(&simulation, NODES, program);
+    let watched = cluster.clone();
+    simulation.at_each_instant(move || watched.check_instant());
+    let scene = Scene { cluster, oracle: Arc::default() };
+    let (root, seconds) = (scene.clone(), asked.seconds);
+    let ended = simulation.run(async move {
+        let cluster = &root.cluster;
+        if root.cluster.program().plant == Plant::AckBeforeSync {
+            for node in cluster.nodes() {
+                cluster.set_disk(node, |faults| faults.lying_sync = true);
+            }
+        }
+        for node in cluster.nodes() {
+            cluster.start(node);
+        }
+        let until = cluster.world().now() + seconds * 1_000_000_000;
+        let clients = cluster.world().runtime(cluster.harness());
+        let clients: Vec<_> = (1..=CLIENTS)
+            .map(|client| clients.tasks.spawn("client", OnFailure::StopNode, root.clone().client(client, until)))
+            .collect();
+        torment(cluster.clone(), plan).await;
+        for client in clients {
+            client.await.ok();
+        }
+        settle(cluster);
+        root.check_end(seconds).await
+    });
+    let failure = match ended {
+        Ok(Ok(())) => None,
+        Ok(Err(reason)) => Some(crate::world::Failure { seed: asked.seed, at: world.now(), reason }),
+        Err(failure) => Some(failure),
+    };
+    let oracle = scene.oracle.lock();
+    let ledger = ledger.lock();
+    let tally = format!(
+        "{} acked, {} unknown, {} refused, {} barriers, {} lives ended, {} snapshots restored, {sizes:?}",
+        oracle.acked.values().map(Vec::len).sum::<usize>(),
+        oracle.unknown,
+        oracle.refused.len(),
+        oracle.barriers,
+        scene.cluster.ended(),
+        ledger.restored,
+    );
+    Ended {
+        hash: world.hash(),
+        trace: simulation.take_trace(),
+        simulated: world.now(),
+        polls: world.polls(),
+        tally,
+        failure,
+    }
+}
