@@ -11,9 +11,11 @@ use bytes::Bytes;
 
 use crate::Error;
 
+pub mod faulty;
 pub mod memory;
 pub mod real;
 
+pub use faulty::FaultyDisk;
 pub use memory::MemoryDisk;
 pub use real::RealDisk;
 

@@ -1,0 +1,71 @@
+//! What the log counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How many latency classes there are; class n holds what took less than 2^n microseconds.
+pub const CLASSES: usize = 24;
+
+/// What a log has done since it was opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stats {
+    /// Write groups.
+    pub groups: u64,
+    /// Frames in them.
+    pub frames: u64,
+    /// Entries in them.
+    pub entries: u64,
+    /// Bytes written, heads included.
+    pub bytes: u64,
+    /// Calls of fdatasync for write groups and footers.
+    pub fdatasyncs: u64,
+    /// Idle marks among the groups.
+    pub marks: u64,
+    /// Bytes of entries in the tail cache.
+    pub tail_bytes: u64,
+    /// Reads that went to a file.
+    pub file_reads: u64,
+    /// How many fdatasyncs took less than 2^n microseconds, and not less than half of it.
+    pub fdatasync_latency: [u64; CLASSES],
+}
+
+/// The counters behind [`Stats`].
+#[derive(Default)]
+pub(crate) struct Counts {
+    pub(crate) groups: AtomicU64,
+    pub(crate) frames: AtomicU64,
+    pub(crate) entries: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) fdatasyncs: AtomicU64,
+    pub(crate) marks: AtomicU64,
+    pub(crate) file_reads: AtomicU64,
+    latency: [AtomicU64; CLASSES],
+}
+
+impl Counts {
+    pub(crate) fn add(counter: &AtomicU64, more: u64) {
+        counter.fetch_add(more, Ordering::Relaxed);
+    }
+
+    pub(crate) fn synced(&self, took: Duration) {
+        Self::add(&self.fdatasyncs, 1);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let class = (u64::BITS - micros.leading_zeros()) as usize;
+        Self::add(&self.latency[class.min(CLASSES - 1)], 1);
+    }
+
+    pub(crate) fn stats(&self, tail_bytes: u64) -> Stats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            groups: read(&self.groups),
+            frames: read(&self.frames),
+            entries: read(&self.entries),
+            bytes: read(&self.bytes),
+            fdatasyncs: read(&self.fdatasyncs),
+            marks: read(&self.marks),
+            tail_bytes,
+            file_reads: read(&self.file_reads),
+            fdatasync_latency: std::array::from_fn(|class| read(&self.latency[class])),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What is read, from where, and how often the disk is asked.
+
+use super::*;
+
+fn filled(options: Options, count: u64, size: usize) -> Bench {
+    let bench = Bench::new(options);
+    for from in (1..=count).step_by(16) {
+        bench.run(bench.log.append_synced(entries(1, from..(from + 16).min(count + 1), size))).unwrap();
+    }
+    bench
+}
+
+#[test]
+fn unapplied_entries_stay_in_memory_and_applied_ones_leave_it() {
+    let bench = filled(small(), 64, 200);
+    assert!(bench.log.stats().tail_bytes > 64 * 200);
+    assert!(bench.log.cached_part(1, 1).is_some());
+    bench.log.applied(60);
+    assert!(bench.log.stats().tail_bytes < 5 * 500);
+    assert!(bench.log.cached_part(1, 1).is_none());
+    assert!(bench.log.cached_part(61, 1).is_some(), "not applied");
+    assert_eq!(bench.run(bench.log.all()).unwrap(), entries(1, 1..65, 200));
+}
+
+#[test]
+fn unsynced_entries_stay_in_memory() {
+    let bench = Bench::new(small());
+    bench.log.append(entries(1, 1..33, 200), Box::new(|result| result.unwrap()));
+    bench.log.applied(32);
+    assert!(bench.log.cached_part(1, 1).is_some());
+    bench.run(bench.log.synced(32)).unwrap();
+    assert!(bench.log.cached_part(1, 1).is_none());
+}
+
+#[test]
+fn each_part_of_each_entry_comes_back_from_the_files() {
+    let bench = filled(small(), 200, 77).restart(small());
+    for index in (1..=200).chain((1..=200).rev()) {
+        let read = bench.run(bench.log.read_part(index, 1)).unwrap();
+        assert_eq!(Some(read.bytes), entry(1, index, 77).parts.get(1));
+        assert_eq!(read.time, index * 1000);
+    }
+    assert!(matches!(bench.run(bench.log.read_part(3, 2)), Err(Error::NotFound { entry: 3, part: 2 })));
+    assert!(matches!(bench.run(bench.log.read_part(201, 0)), Err(Error::NotFound { entry: 201, part: 0 })));
+}
+
+#[test]
+fn who_reads_in_order_asks_the_disk_once_a_mebibyte() {
+    let options = Options { segment_bytes: 64 << 20, tail_cache_bytes: 0, group_bytes: 1 << 20 };
+    let bench = filled(options, 8192, 1024).restart(options);
+    let before = bench.log.stats().file_reads;
+    for index in 1..=8192 {
+        bench.run(bench.log.read_part(index, 1)).unwrap();
+    }
+    // 8.8 MiB: the first read is short because nobody knew yet, and each ends within a frame.
+    let reads = bench.log.stats().file_reads - before;
+    assert!(reads <= 24, "{reads}");
+    assert_eq!(bench.run(bench.log.entries(1, 8193, u64::MAX)).unwrap().len(), 8192);
+}
+
+#[test]
+fn a_read_gives_at_least_one_entry_and_stops_at_the_bound() {
+    for bench in [filled(small(), 32, 300), filled(small(), 32, 300).restart(small())] {
+        assert_eq!(bench.run(bench.log.entries(5, 20, 1)).unwrap(), entries(1, 5..6, 300));
+        let some = bench.run(bench.log.entries(5, 30, 1000)).unwrap();
+        assert!((3..5).contains(&some.len()));
+        assert_eq!(bench.run(bench.log.entries(30, 99, u64::MAX)).unwrap(), entries(1, 30..33, 300));
+        assert!(matches!(bench.run(bench.log.entries(33, 34, 1)), Err(Error::NotFound { entry: 33, .. })));
+        assert!(bench.run(bench.log.entries(7, 7, 1)).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn below_the_purge_point_parts_are_readable_and_entries_are_not() {
+    let bench = filled(small(), 64, 100);
+    bench.run(bench.log.purge(id(1, 40))).unwrap();
+    assert!(matches!(bench.run(bench.log.entries(40, 50, 1)), Err(Error::Purged { index: 40 })));
+    assert_eq!(bench.run(bench.log.entries(41, 65, u64::MAX)).unwrap().len(), 24);
+    let bench = bench.restart(small());
+    assert_eq!(bench.run(bench.log.read_part(7, 0)).unwrap().bytes, "1/7");
+    assert!(bench.run(bench.log.entries(7, 50, 1)).is_err());
+}
+
+#[test]
+fn positions_are_sparse() {
+    let options = Options { segment_bytes: 4 << 20, tail_cache_bytes: 0, group_bytes: 1 << 20 };
+    let bench = filled(options, 8192, 1024);
+    let samples = bench.log.0.shared.index.lock().positions.len();
+    assert!((130..160).contains(&samples), "{samples} samples of 9 MiB");
+    let segments = bench.log.segments().len();
+    let bench = bench.restart(options);
+    assert_eq!(bench.log.segments().len(), segments);
+    let again = bench.log.0.shared.index.lock().positions.len();
+    assert_eq!(again, samples, "footers and frames give the same samples");
+}
+
+#[test]
+fn what_was_read_ahead_of_a_truncation_is_forgotten() {
+    let options = Options { segment_bytes: 1 << 20, tail_cache_bytes: 0, group_bytes: 1024 };
+    let bench = filled(options, 64, 100).restart(options);
+    assert_eq!(bench.run(bench.log.all()).unwrap().len(), 64);
+    bench.run(bench.log.truncate_after(Some(id(1, 30)))).unwrap();
+    bench.run(bench.log.append_synced(entries(2, 31..65, 90))).unwrap();
+    bench.log.applied(64);
+    let read = bench.run(bench.log.all()).unwrap();
+    assert_eq!(read[..30], entries(1, 1..31, 100));
+    assert_eq!(read[30..], entries(2, 31..65, 90));
+}
