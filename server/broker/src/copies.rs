@@ -10,6 +10,9 @@ use crate::reference::Reference;
 /// What a block costs in RAM besides its copies.
 const BLOCK_BYTES: u64 = 72;
 
+/// What the tree costs in RAM as soon as there is a block: its first node has room for eleven.
+const TREE_BYTES: u64 = 192;
+
 /// What a copy costs in RAM.
 const COPY_BYTES: u64 = size_of::<Copy>() as u64;
 
@@ -95,6 +98,10 @@ impl Copies {
         for key in empty {
             self.blocks.remove(&key);
         }
+        if self.blocks.is_empty() {
+            // An emptied tree keeps a node; a new one has none.
+            self.blocks = BTreeMap::new();
+        }
         self.count -= count;
         (count, bytes)
     }
@@ -106,7 +113,10 @@ impl Copies {
 
     /// What the copies cost in RAM.
     pub(crate) fn index_bytes(&self) -> u64 {
-        self.count * COPY_BYTES + self.blocks.len() as u64 * BLOCK_BYTES
+        if self.blocks.is_empty() {
+            return 0;
+        }
+        TREE_BYTES + self.count * COPY_BYTES + self.blocks.len() as u64 * BLOCK_BYTES
     }
 
     /// Takes the first block out.

@@ -15,7 +15,10 @@ use crate::reference::Reference;
 const BLOCK_VERSION: u8 = 1;
 
 /// What a block costs in RAM besides its runs: list, counters and place in the tree.
-const BLOCK_BYTES: u64 = 80;
+const BLOCK_BYTES: u64 = 72;
+
+/// What the tree costs in RAM as soon as there is a block: its first node has room for eleven.
+const TREE_BYTES: u64 = 280;
 
 /// What a run costs in RAM.
 const RUN_BYTES: u64 = size_of::<Run>() as u64;
@@ -178,6 +181,10 @@ impl Runs {
                 }
             }
         }
+        if self.blocks.is_empty() {
+            // An emptied tree keeps a node; a new one has none.
+            self.blocks = BTreeMap::new();
+        }
         (count, bytes)
     }
 
@@ -190,7 +197,10 @@ impl Runs {
 
     /// What the runs cost in RAM.
     pub(crate) fn index_bytes(&self) -> u64 {
-        self.count * RUN_BYTES + self.blocks.len() as u64 * BLOCK_BYTES
+        if self.blocks.is_empty() {
+            return 0;
+        }
+        TREE_BYTES + self.count * RUN_BYTES + self.blocks.len() as u64 * BLOCK_BYTES
     }
 
     /// How many runs there are.

@@ -22,7 +22,7 @@ const BUCKET: u64 = 600 * SECOND;
 const BLOCK_VERSION: u8 = 1;
 
 /// What a near timer costs in RAM, its share of tree nodes included.
-const NEAR_BYTES: u64 = 48;
+const NEAR_BYTES: u64 = 56;
 
 /// What a far timer costs in RAM.
 const FAR_BYTES: u64 = size_of::<Timer>() as u64;

@@ -1,5 +1,7 @@
 //! Whatever bytes arrive as an operation or as a snapshot, nothing panics, and what was damaged is not taken.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -134,7 +136,7 @@ fn written(state: &State) -> Vec<u8> {
 #[test]
 fn a_snapshot_cut_anywhere_is_refused() {
     let bytes = Bytes::from(written(&rich_state()));
-    for length in 0..bytes.len() {
+    for length in (0..bytes.len()).step_by(7).chain(bytes.len() - 20..bytes.len()) {
         let Err(error) = State::restore([bytes.slice(..length)]) else { panic!("{length} bytes were taken") };
         assert!(
             matches!(error, RestoreError::Truncated | RestoreError::Record(_) | RestoreError::Contradiction(_)),
@@ -151,7 +153,7 @@ fn a_snapshot_with_any_bit_flipped_is_refused() {
     let bytes = written(&rich_state());
     for bit in 0..bytes.len() * 8 {
         // Every bit of the first records, then a sample.
-        if bit > 4_000 && bit % 13 != 0 {
+        if bit > 2_000 && bit % 67 != 0 {
             continue;
         }
         let mut damaged = bytes.clone();
@@ -235,7 +237,7 @@ fn damage_with_a_right_checksum_is_refused_or_leaves_a_state_that_works() {
     let mut random = Random::new(3);
     let readable: Vec<Bytes> = operations().iter().map(Operation::to_bytes).collect();
     let mut taken = 0;
-    for _ in 0..6_000 {
+    for _ in 0..3_000 {
         let mut damaged = bytes.clone();
         for _ in 0..=random.below(2) {
             let place = random.below(damaged.len() as u64) as usize;
@@ -264,5 +266,5 @@ fn damage_with_a_right_checksum_is_refused_or_leaves_a_state_that_works() {
         let again = State::restore(state.snapshot().chunks()).expect("what was taken can be written again");
         assert_eq!(again.digest(), state.digest());
     }
-    assert!(taken > 300, "only {taken} damaged snapshots were taken: this tests little");
+    assert!(taken > 150, "only {taken} damaged snapshots were taken: this tests little");
 }

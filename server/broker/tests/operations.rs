@@ -1,5 +1,7 @@
 //! What each operation does, one table or scenario per rule.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
+
 use bytes::Bytes;
 use kubemq_broker::{
     Answer, Applied, BatchView, BlockKey, ChannelId, Effect, Kind, Limits, MoveItem, MoveMode, Name, Operation,
