@@ -25,6 +25,9 @@ const GROUP: u16 = 64;
 /// Bytes of a message.
 const MESSAGE: usize = 1024;
 
+/// Bytes of a group's messages.
+pub(crate) const GROUP_BYTES: usize = GROUP as usize * MESSAGE;
+
 /// What the log reached.
 pub(crate) struct Figures {
     /// In groups of 64 messages, one fdatasync each.

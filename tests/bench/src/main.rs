@@ -19,7 +19,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Parser as _;
 use kubemq_runtime::Runtime;
-use kubemq_server::cli::bench::time;
 use kubemq_server::cli::output;
 
 use work::{Times, WORKS};
@@ -102,6 +101,8 @@ async fn command(arguments: &Arguments, runtime: Runtime) -> anyhow::Result<()> 
         Command::Floors => floors(directory, rounds, times, &runtime).await,
         Command::Log => {
             for _ in 0..rounds {
+                sync_floor(directory, disk::SMALL, times, &runtime).await?;
+                sync_floor(directory, log::GROUP_BYTES, times, &runtime).await?;
                 let figures = log::groups(directory, &runtime, times.duration).await?;
                 output::line(&figures)?;
             }
@@ -126,17 +127,17 @@ async fn command(arguments: &Arguments, runtime: Runtime) -> anyhow::Result<()> 
     }
 }
 
-async fn floors(directory: &Path, rounds: usize, times: Times, runtime: &Runtime) -> anyhow::Result<()> {
-    let latencies = disk::synced_appends(directory, &runtime.clock, times.duration).await?;
-    #[expect(clippy::cast_precision_loss, reason = "latencies are far below 2^52 ns")]
-    let at = |quantile| time(latencies.value_at_quantile(quantile) as f64 / 1000.0);
+async fn sync_floor(directory: &Path, size: usize, times: Times, runtime: &Runtime) -> anyhow::Result<()> {
+    let latencies = disk::synced_appends(directory, &runtime.clock, size, times.duration).await?;
     output::line(format_args!(
-        "fdatasync after a 4 KiB append to a preallocated file: p50 {}, p99 {}, max {}, {:.0}/s",
-        at(0.5),
-        at(0.99),
-        at(1.0),
-        1e9 / latencies.mean()
+        "fdatasync after an append of {size} bytes to a preallocated file: {}",
+        disk::text(&latencies)
     ))?;
+    Ok(())
+}
+
+async fn floors(directory: &Path, rounds: usize, times: Times, runtime: &Runtime) -> anyhow::Result<()> {
+    sync_floor(directory, disk::SMALL, times, runtime).await?;
     for work in WORKS {
         let mut samples = Vec::new();
         for _ in 0..rounds {

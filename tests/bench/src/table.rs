@@ -71,7 +71,7 @@ struct Sync {
 async fn sync_latency(plan: &Plan<'_>, clock: &Clock) -> anyhow::Result<Sync> {
     let mut samples = Vec::new();
     for _ in 0..plan.rounds {
-        let latencies = disk::synced_appends(plan.directory, clock, Duration::from_secs(1)).await?;
+        let latencies = disk::synced_appends(plan.directory, clock, disk::SMALL, Duration::from_secs(1)).await?;
         samples.push((
             micros(latencies.value_at_quantile(0.5)),
             micros(latencies.value_at_quantile(0.99)),
