@@ -139,7 +139,6 @@ impl Keeper {
             }
             open.write(frames, &mut ranges).await?;
         }
-        open.file.sync_data().await?;
         self.publish(ranges);
         Ok(())
     }
@@ -203,6 +202,8 @@ impl Open {
         };
         pieces[0] = group.encode(self.number, self.offset);
         self.file.write_at(self.offset, &pieces).await?;
+        // Before the next group, as in the log: a bad group with another one behind it is damage.
+        self.file.sync_data().await?;
         self.offset = start + length;
         self.sequence += 1;
         Ok(())

@@ -27,6 +27,8 @@ pub struct Stats {
     pub file_reads: u64,
     /// How many fdatasyncs took less than 2^n microseconds, and not less than half of it.
     pub fdatasync_latency: [u64; CLASSES],
+    /// How long all of them took together, in nanoseconds.
+    pub fdatasync_nanos: u64,
 }
 
 /// The counters behind [`Stats`].
@@ -40,6 +42,7 @@ pub(crate) struct Counts {
     pub(crate) marks: AtomicU64,
     pub(crate) file_reads: AtomicU64,
     latency: [AtomicU64; CLASSES],
+    latency_nanos: AtomicU64,
 }
 
 impl Counts {
@@ -49,6 +52,7 @@ impl Counts {
 
     pub(crate) fn synced(&self, took: Duration) {
         Self::add(&self.fdatasyncs, 1);
+        Self::add(&self.latency_nanos, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let class = (u64::BITS - micros.leading_zeros()) as usize;
         Self::add(&self.latency[class.min(CLASSES - 1)], 1);
@@ -65,6 +69,7 @@ impl Counts {
             marks: read(&self.marks),
             tail_bytes,
             file_reads: read(&self.file_reads),
+            fdatasync_nanos: read(&self.latency_nanos),
             fdatasync_latency: std::array::from_fn(|class| read(&self.latency[class])),
         }
     }
