@@ -17,6 +17,9 @@ use crate::strings::Refusal;
 /// The longest name of a channel whose messages are stored, in bytes.
 pub const MAX_NAME_BYTES: usize = 256;
 
+/// The name to which management requests are sent. No channel of any kind has it.
+pub const MANAGEMENT_CHANNEL: &str = "kubemq.cluster.internal.requests";
+
 /// What delivery adds to a message at most, attributes and ids: it must fit into the same limit as the request
 /// that brought the message.
 const ENVELOPE_BYTES: usize = 1024;
@@ -70,10 +73,12 @@ impl Default for QueueLimits {
 ///
 /// # Errors
 ///
-/// 120 when it is empty, too long, ends with a dot, or has white space, a control character or a wildcard.
+/// 120 when it is empty, too long or reserved, ends with a dot, or has white space, a control character or a
+/// wildcard.
 pub fn queue_name(name: &str) -> Result<(), Refusal> {
     let acceptable = !name.is_empty()
         && name.len() <= MAX_NAME_BYTES
+        && name != MANAGEMENT_CHANNEL
         && !name.ends_with('.')
         && !name.contains(is_wildcard)
         && !name.contains(is_blank);
@@ -110,9 +115,9 @@ pub fn queue_destination(name: &str) -> Result<(), Refusal> {
 ///
 /// # Errors
 ///
-/// 102, 119, 108 or 107, in that order; a name too long or with an empty part is 102.
+/// 102, 119, 108 or 107, in that order; a name too long, reserved or with an empty part is 102.
 pub fn channel_name(name: &str) -> Result<(), Refusal> {
-    if name.is_empty() || name.len() > MAX_NAME_BYTES {
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || name == MANAGEMENT_CHANNEL {
         return Err(Refusal::EmptyChannel);
     }
     subject(name)?;

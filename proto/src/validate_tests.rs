@@ -40,6 +40,7 @@ fn names_of_queues() {
         "*",
         "a.>",
         "a>b",
+        MANAGEMENT_CHANNEL,
         longer.as_str(),
     ];
     for name in accepted {
@@ -62,6 +63,7 @@ fn names_of_other_channels_report_their_first_fault() {
         ("a.b/c:d", Ok(())),
         ("", Err(Refusal::EmptyChannel)),
         (&longer, Err(Refusal::EmptyChannel)),
+        (MANAGEMENT_CHANNEL, Err(Refusal::EmptyChannel)),
         ("a.", Err(Refusal::ChannelEndsWithDot)),
         ("a *.", Err(Refusal::ChannelEndsWithDot)),
         ("a b", Err(Refusal::ChannelWhiteSpace)),

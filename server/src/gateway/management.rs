@@ -18,9 +18,6 @@ use serde::Serialize;
 
 use super::{Gateway, Unavailable, send};
 
-/// The name to which management requests are sent.
-pub const CHANNEL: &str = "kubemq.cluster.internal.requests";
-
 /// A channel used so recently counts as active.
 const ACTIVE_FOR: Duration = Duration::from_secs(60);
 /// What a filter may cost as a regular expression; a larger one is taken literally.
@@ -180,7 +177,7 @@ impl Seen {
         Self {
             id: channel.id(),
             name: Arc::clone(channel.name()),
-            totals: channel.totals().clone(),
+            totals: *channel.totals(),
             waiting: channel.waiting(),
             waiting_bytes: channel.waiting_bytes(),
             first: channel.first_sequence(),

@@ -8,7 +8,7 @@
 
 pub mod downstream;
 mod held;
-pub mod management;
+mod management;
 mod outbox;
 pub mod queue_stream;
 mod receive;
@@ -31,6 +31,7 @@ use kubemq_storage::log::Log;
 use parking_lot::Mutex;
 
 use crate::desk::Core;
+use crate::metrics::Latency;
 
 pub use held::{Delivery, Held};
 pub(crate) use outbox::Outbox;
@@ -169,6 +170,11 @@ impl Gateway {
     #[must_use]
     pub fn is_used(&self, channel: ChannelId) -> bool {
         self.0.core.lock().desk.is_used(channel)
+    }
+
+    /// Returns how long batches took from being formed here to being committed and applied.
+    pub(crate) fn commit_latency(&self) -> Arc<Latency> {
+        Arc::clone(self.0.outbox.latency())
     }
 
     /// Returns how many messages readers hold or are settling.

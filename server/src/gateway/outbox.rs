@@ -17,11 +17,12 @@ use bytes::Bytes;
 use kubemq_broker::Outcome;
 use kubemq_raft::batch::{MAX_BYTES, MAX_OPERATIONS};
 use kubemq_raft::{Batch, Node, Origin};
-use kubemq_runtime::Clock;
+use kubemq_runtime::{Clock, Instant};
 use kubemq_runtime::sync::{Notify, oneshot};
 use parking_lot::Mutex;
 
 use super::Unavailable;
+use crate::metrics::Latency;
 
 /// Batches sent and not confirmed, at most. The leader is in this process, so a deeper window only makes
 /// smaller batches.
@@ -44,6 +45,8 @@ pub(crate) struct Outbox {
     idle: Notify,
     /// Notified when a batch was not taken: whoever leads must begin anew.
     broken: Notify,
+    /// From forming a batch to its confirmation.
+    latency: Arc<Latency>,
 }
 
 #[derive(Default)]
@@ -67,6 +70,7 @@ struct Submission {
 
 struct Unconfirmed {
     number: u64,
+    sent: Instant,
     /// Number of operations and the one who waits for them, in the order of the batch.
     waiting: Vec<(usize, oneshot::Sender<Answer>)>,
 }
@@ -82,7 +86,7 @@ struct Outcomes {
 
 impl Outbox {
     pub(crate) fn new(raft: Node, clock: Clock, node: u64) -> Arc<Self> {
-        Arc::new(Self { raft, clock, node, inner: Mutex::default(), drained: Notify::new(), idle: Notify::new(), broken: Notify::new() })
+        Arc::new(Self { raft, clock, node, inner: Mutex::default(), drained: Notify::new(), idle: Notify::new(), broken: Notify::new(), latency: Arc::default() })
     }
 
     /// Begins to accept operations as origin `epoch` of this node.
@@ -110,6 +114,11 @@ impl Outbox {
         }
         self.drained.notify_waiters();
         self.idle.notify_waiters();
+    }
+
+    /// Returns how long batches took from being formed to being confirmed.
+    pub(crate) fn latency(&self) -> &Arc<Latency> {
+        &self.latency
     }
 
     /// Waits until a batch was not taken. Cancel safe.
@@ -172,6 +181,7 @@ impl Outbox {
     /// Forms and sends batches while the window is open.
     fn advance(self: &Arc<Self>) {
         loop {
+            let now = self.clock.now();
             let (batch, deadline) = {
                 let mut inner = self.inner.lock();
                 // One hands over at a time, so that batches arrive in the order of their numbers. The lock is
@@ -180,12 +190,12 @@ impl Outbox {
                     return;
                 }
                 let was_full = inner.is_full();
-                let Some(batch) = inner.next_batch(self.node) else { return };
+                let Some(batch) = inner.next_batch(self.node, now) else { return };
                 inner.handing_over = true;
                 if was_full && !inner.is_full() {
                     self.drained.notify_waiters();
                 }
-                (batch, self.clock.now() + GIVE_UP)
+                (batch, now + GIVE_UP)
             };
             let outbox = Arc::clone(self);
             let (epoch, number) = (batch.origin.epoch, batch.number);
@@ -212,6 +222,9 @@ impl Outbox {
             confirmed
         };
         self.advance();
+        if let Some(confirmed) = &confirmed {
+            self.latency.observe(self.clock.now().since(confirmed.sent));
+        }
         let mut start = 0;
         for (count, answer) in confirmed.into_iter().flat_map(|batch| batch.waiting) {
             let range = start..(start + count).min(outcomes.len());
@@ -260,7 +273,7 @@ impl Inner {
         self.pending.is_empty() && self.unconfirmed.is_empty()
     }
 
-    fn next_batch(&mut self, node: u64) -> Option<Batch> {
+    fn next_batch(&mut self, node: u64, now: Instant) -> Option<Batch> {
         let epoch = self.epoch?;
         let mut operations = Vec::new();
         let mut waiting = Vec::new();
@@ -286,7 +299,7 @@ impl Inner {
         self.pending_bytes -= bytes;
         let number = self.next_number;
         self.next_number += 1;
-        self.unconfirmed.push_back(Unconfirmed { number, waiting });
+        self.unconfirmed.push_back(Unconfirmed { number, sent: now, waiting });
         Some(Batch { origin: Origin { node, epoch }, number, operations })
     }
 }

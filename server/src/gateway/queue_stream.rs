@@ -37,7 +37,8 @@ where
 {
     let mut requests = requests.fuse();
     let outlet = Outlet::new(responses, stop);
-    let mut stream = QueueStream { gateway: gateway.clone(), outlet, state: State::Idle, timer: None, last: Ids::default() };
+    let mut stream =
+        QueueStream { gateway: gateway.clone(), outlet, state: State::Idle, timer: None, last: Ids::default() };
     loop {
         let step = tokio::select! {
             biased;

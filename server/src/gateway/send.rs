@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use kubemq_broker::{Kind, Name, Outcome, publish_head};
-use kubemq_proto::kubemq::{QueueMessage, QueueMessagesBatchRequest, QueueMessagesBatchResponse, SendQueueMessageResult};
+use kubemq_proto::kubemq::{
+    QueueMessage, QueueMessagesBatchRequest, QueueMessagesBatchResponse, SendQueueMessageResult,
+};
 use kubemq_proto::strings::Refusal;
 use kubemq_proto::validate::{self, QueueLimits};
 use kubemq_proto::{id, stored};

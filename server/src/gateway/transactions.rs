@@ -233,7 +233,8 @@ fn pick(held: &Held, verb: Verb, range: &[i64], destination: Option<Refusal>) ->
     let mut sequences = Vec::with_capacity(range.len());
     let mut picked = std::collections::BTreeSet::new();
     for sequence in range {
-        let valid = u64::try_from(*sequence).ok().filter(|sequence| held.holds(*sequence) && !picked.contains(sequence));
+        let valid =
+            u64::try_from(*sequence).ok().filter(|sequence| held.holds(*sequence) && !picked.contains(sequence));
         let Some(valid) = valid else {
             let refusal = match verb {
                 Verb::Ack | Verb::Requeue => Refusal::InvalidAckSequence(*sequence),
@@ -275,7 +276,7 @@ impl Settling {
             self.found.node.0.lock().remove(&self.found.id);
         }
         let first = self.sequences.first().copied().unwrap_or_default();
-        let reason = Box::new(refused.map_err(|unavailable| unavailable.refusal()).map_or_else(Some, |reason| reason)?);
+        let reason = Box::new(refused.unwrap_or_else(|unavailable| Some(unavailable.refusal()))?);
         Some(match self.verb {
             Verb::Ack => *reason,
             Verb::Nack => Refusal::NackFailed(first, reason),

@@ -18,8 +18,7 @@ pub(crate) fn open(door: &Arc<Door>, request: Request<Streaming<QueuesDownstream
     let (gateway, transactions, stop) = (door.gateway()?, door.transactions.clone(), door.stop.clone());
     let client = client(request.metadata());
     let requests = request.into_inner();
-    let drive = |answers| async move {
-        downstream::serve(&gateway, &transactions, client, requests, answers, stop).await
-    };
+    let drive =
+        |answers| async move { downstream::serve(&gateway, &transactions, client, requests, answers, stop).await };
     Ok(Response::new(Outgoing::start(door, "downstream", ANSWERS, drive)))
 }

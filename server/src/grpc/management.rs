@@ -5,10 +5,10 @@ use std::sync::Arc;
 use kubemq_proto::kubemq::{
     PingResult, QueuesInfoRequest, QueuesInfoResponse, Request as KubemqRequest, Response as KubemqResponse,
 };
+use kubemq_proto::validate::MANAGEMENT_CHANNEL;
 use tonic::{Request, Response};
 
 use super::{Answer, Door, not_served, unavailable};
-use crate::gateway::management::CHANNEL;
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
@@ -32,7 +32,7 @@ pub(crate) async fn queues_info(door: &Arc<Door>, request: Request<QueuesInfoReq
 
 pub(crate) async fn send_request(door: &Arc<Door>, request: Request<KubemqRequest>) -> Answer<KubemqResponse> {
     let request = request.into_inner();
-    if request.channel != CHANNEL {
+    if request.channel != MANAGEMENT_CHANNEL {
         return not_served("SendRequest");
     }
     let result = door.gateway()?.manage(request).await;

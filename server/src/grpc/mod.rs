@@ -28,8 +28,8 @@ use kubemq_proto::kubemq::{
 use kubemq_proto::strings::Refusal;
 use tonic::{Request, Response, Status, Streaming};
 
-pub use door::Phase;
 pub(crate) use door::Door;
+pub use door::Phase;
 use outgoing::Outgoing;
 
 type Answer<T> = Result<Response<T>, Status>;

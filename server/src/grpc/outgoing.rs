@@ -7,9 +7,9 @@ use std::task::{Context, Poll, ready};
 
 use futures_util::Stream;
 use kubemq_proto::strings::Refusal;
+use kubemq_runtime::OnFailure;
 use kubemq_runtime::sync::mpsc;
 use kubemq_runtime::task::Task;
-use kubemq_runtime::OnFailure;
 use tonic::{Code, Status};
 
 use super::Door;

@@ -141,7 +141,8 @@ mod tests {
 
     #[test]
     fn hosts_have_the_form_that_clients_know() {
-        for (configured, expected) in [("", "kubemq"), ("node-1.local", "node-1_local"), ("10.0.0.1", "kubemq-10_0_0_1")]
+        for (configured, expected) in
+            [("", "kubemq"), ("node-1.local", "node-1_local"), ("10.0.0.1", "kubemq-10_0_0_1")]
         {
             assert_eq!(host(configured), expected);
         }
