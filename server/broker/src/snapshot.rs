@@ -13,7 +13,7 @@ use crate::channel::{Channel, Totals};
 use crate::codec::{Checksum, put_number, put_text};
 use crate::copies::Copy;
 use crate::effect::{BlockKey, Outcome, Refusal};
-use crate::limits::SNAPSHOT_CHUNK;
+use crate::limits::{SNAPSHOT_CHUNK, SNAPSHOT_RECORD};
 use crate::living::Living;
 use crate::origins::Origin;
 use crate::runs::{Block, Run};
@@ -125,6 +125,7 @@ impl Writer {
         let mut content = BytesMut::new();
         content.put_u8(tag);
         write(&mut content);
+        debug_assert!(content.len() <= SNAPSHOT_RECORD, "a record is read back only up to its limit");
         self.sum.slice(&content);
         put_number(&mut self.out, content.len() as u64);
         self.out.put_slice(&content);
