@@ -1,8 +1,19 @@
 //! The program, as a library for its own `main` and for the tests.
+//!
+//! A node is built in [`node`]; what a process adds to it, ports, signals and the data directory, is in [`serve`].
+//! Clients come in through [`grpc`], operators through [`admin`], and everything they ask for goes through the
+//! [`gateway`].
 
+pub mod admin;
 pub mod cli;
+pub mod config;
+pub mod data_dir;
 mod desk;
 pub mod gateway;
+pub mod grpc;
 mod index_feed;
+pub mod metrics;
 pub mod node;
 mod replica;
+pub mod serve;
+pub mod telemetry;

@@ -1,12 +1,91 @@
 //! The commands of the program, one file each.
 //!
-//! All but `server` and `doctor` are clients: they speak the public API and nothing else, so they work with any
-//! broker that does.
+//! All but `server`, `config` and `doctor` are clients: they speak the public API and nothing else, so they work
+//! with any broker that does.
 
 pub mod bench;
 pub mod channels;
 pub mod client;
+pub mod config;
+pub mod doctor;
 pub mod output;
 pub mod ping;
 mod queue_json;
 pub mod queues;
+pub mod server;
+pub mod settings;
+
+use std::process::ExitCode;
+
+/// A message broker: durable queues from one command
+#[derive(Debug, clap::Parser)]
+#[command(name = "kubemq", version, arg_required_else_help = true, after_help = "Examples:
+  kubemq server                                start a broker, data in ./kubemq-data
+  kubemq queues send orders 'one espresso'     send a message
+  kubemq queues receive orders                 receive it
+  kubemq doctor                                measure the disk, check a stopped node's files
+
+Each command has its own --help with examples and exit codes.")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    #[command(visible_aliases = ["s", "serve"])]
+    Server(server::Server),
+    #[command(visible_aliases = ["queue", "q", "qu"])]
+    Queues(queues::Queues),
+    #[command(visible_aliases = ["channel", "ch"])]
+    Channels(channels::Channels),
+    Ping(ping::Ping),
+    Bench(bench::Bench),
+    Config(config::Configuration),
+    Doctor(doctor::Doctor),
+}
+
+impl Cli {
+    /// Runs the command and returns the exit code of the process.
+    #[must_use]
+    pub fn run(self) -> ExitCode {
+        match self.command {
+            Command::Server(server) => server.run(),
+            Command::Queues(queues) => queues.run(),
+            Command::Channels(channels) => channels.run(),
+            Command::Ping(ping) => ping.run(),
+            Command::Bench(bench) => bench.run(),
+            Command::Config(config) => config.run(),
+            Command::Doctor(doctor) => doctor.run(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory as _, Parser as _};
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn aliases_lead_to_their_commands() {
+        for line in [
+            "kubemq s",
+            "kubemq serve --data d --grpc-port 0 --http-port 0",
+            "kubemq server --set grpc.port=1 --set api.port=2",
+            "kubemq q s orders hello",
+            "kubemq queue rec orders",
+            "kubemq ch l",
+            "kubemq config p --output json",
+            "kubemq config example",
+            "kubemq doctor --data d --output json",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        assert!(Cli::try_parse_from(["kubemq", "serv"]).is_err());
+    }
+}

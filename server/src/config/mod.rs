@@ -21,7 +21,7 @@ mod load;
 mod show;
 
 pub use load::{Origin, Problem, Sources};
-pub use show::{example, listing};
+pub use show::{Line, example, listing};
 
 /// A checked configuration.
 #[derive(Clone, Debug)]

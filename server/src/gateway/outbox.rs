@@ -361,6 +361,10 @@ impl Future for Submitted {
             let Poll::Ready(answer) = Pin::new(chunk).poll(cx) else { return Poll::Pending };
             let outcomes = match answer {
                 Ok(Ok(outcomes)) => outcomes,
+                // What came before was taken: all of them together were not certainly not executed.
+                Ok(Err(Unavailable::NotLeader)) if !this.outcomes.is_empty() => {
+                    return Poll::Ready(Err(Unavailable::Unknown));
+                }
                 Ok(Err(unavailable)) => return Poll::Ready(Err(unavailable)),
                 // The outbox was dropped with its node.
                 Err(_) => return Poll::Ready(Err(Unavailable::Unknown)),
