@@ -12,6 +12,9 @@ use crate::desk::{Poll, Reserved};
 /// Messages looked at in one step of a peek, at most.
 const PEEK_STEP: usize = 1024;
 
+/// What an answer holds besides the stored bytes of a message: its channel and its attributes.
+const ENVELOPE_BYTES: u64 = 96;
+
 /// What a reader wants.
 #[derive(Clone, Debug)]
 pub struct Take {
@@ -50,12 +53,14 @@ impl Gateway {
         let mut bytes = 0;
         loop {
             let want = take.max.saturating_sub(held.deliveries.len());
-            if want == 0 || bytes >= take.max_bytes {
+            if want == 0 {
                 return Ok(held);
             }
             let reserved = Reservation::new(self, poll.next(want));
             if !reserved.messages.is_empty() {
-                self.read_into(reserved, take.max_bytes, &mut bytes, &mut held).await?;
+                if self.read_into(reserved, take.max_bytes, &mut bytes, &mut held).await? == Fill::Full {
+                    return Ok(held);
+                }
                 continue;
             }
             if self.0.runtime.clock.timeout_at(take.deadline, poll.changed()).await.is_err() {
@@ -79,43 +84,45 @@ impl Gateway {
         let mut expired = 0;
         loop {
             let changed = self.with_core(|core| core.watch(&take.channel));
-            let mut peeked = self.look(&take).await?;
+            let (mut peeked, fill) = self.look(&take).await?;
             expired += peeked.expired;
             peeked.expired = expired;
-            let enough = peeked.deliveries.len() >= take.max;
-            if enough || self.0.runtime.clock.timeout_at(take.deadline, changed.notified()).await.is_err() {
+            if fill == Fill::Full || self.0.runtime.clock.timeout_at(take.deadline, changed.notified()).await.is_err() {
                 return Ok(peeked);
             }
         }
     }
 
-    async fn look(&self, take: &Take) -> Result<Peeked, Unavailable> {
+    async fn look(&self, take: &Take) -> Result<(Peeked, Fill), Unavailable> {
         let mut peeked = Peeked::default();
         let mut bytes = 0;
         let mut from = 0;
         loop {
             let want = (take.max - peeked.deliveries.len()).min(PEEK_STEP);
             let visible = self.with_core(|core| core.visible(&take.channel, from, want));
-            let Some(last) = visible.last() else { return Ok(peeked) };
+            let Some(last) = visible.last() else { return Ok((peeked, Fill::Room)) };
             from = last.sequence + 1;
             let channel = last.channel;
             let mut gone = Vec::new();
+            let mut fill = Fill::Room;
             for message in visible {
                 let delivery = self.read_message(&message).await?;
                 if delivery.has_expired(self.time()) {
                     gone.push(message.sequence);
                     continue;
                 }
-                bytes += delivery.message.len() as u64;
-                peeked.deliveries.push(delivery);
-                if peeked.deliveries.len() >= take.max || bytes >= take.max_bytes {
+                let size = delivery.message.len() as u64 + ENVELOPE_BYTES;
+                if !peeked.deliveries.is_empty() && bytes + size > take.max_bytes {
+                    fill = Fill::Full;
                     break;
                 }
+                bytes += size;
+                peeked.deliveries.push(delivery);
             }
             peeked.expired += count(&gone);
             self.drop_expired(channel, gone);
-            if peeked.deliveries.len() >= take.max || bytes >= take.max_bytes {
-                return Ok(peeked);
+            if fill == Fill::Full || peeked.deliveries.len() >= take.max {
+                return Ok((peeked, Fill::Full));
             }
         }
     }
@@ -126,32 +133,34 @@ impl Gateway {
         max_bytes: u64,
         bytes: &mut u64,
         held: &mut Held,
-    ) -> Result<(), Unavailable> {
-        let mut gone = Vec::new();
+    ) -> Result<Fill, Unavailable> {
+        let mut fill = Fill::Room;
         let now = self.time();
         while let Some(message) = reserved.messages.front() {
-            if *bytes >= max_bytes {
-                break;
-            }
             let delivery = self.read_message(message).await?;
             let (channel, sequence) = (message.channel, message.sequence);
-            if !held.is_of(channel) {
-                // The channel was deleted and made anew in between: one transaction is of one channel.
+            let size = delivery.message.len() as u64 + ENVELOPE_BYTES;
+            let is_expired = delivery.has_expired(now);
+            let is_first = held.deliveries.is_empty();
+            // Of a channel that was deleted and made anew, the later one waits: one transaction is of one channel.
+            if !held.is_of(channel) || (!is_expired && !is_first && *bytes + size > max_bytes) {
+                fill = Fill::Full;
                 break;
             }
             reserved.messages.pop_front();
-            if delivery.has_expired(now) {
-                gone.push(sequence);
+            if is_expired {
+                reserved.gone.push(sequence);
             } else {
-                *bytes += delivery.message.len() as u64;
+                *bytes += size;
                 held.push(channel, delivery);
             }
         }
+        let gone = std::mem::take(&mut reserved.gone);
         held.expired += count(&gone);
-        if let Some(channel) = held.channel_id().or_else(|| reserved.channel) {
+        if let Some(channel) = held.channel_id().or(reserved.channel) {
             self.drop_expired(channel, gone);
         }
-        Ok(())
+        Ok(fill)
     }
 
     async fn read_message(&self, message: &Reserved) -> Result<Delivery, Unavailable> {
@@ -184,28 +193,41 @@ fn count(sequences: &[u64]) -> u32 {
     u32::try_from(sequences.len()).unwrap_or(u32::MAX)
 }
 
+/// Whether a reader may have more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fill {
+    Room,
+    Full,
+}
+
 /// Messages reserved and not yet read; dropping it gives them back.
 struct Reservation<'a> {
     gateway: &'a Gateway,
     channel: Option<ChannelId>,
     messages: std::collections::VecDeque<Reserved>,
+    /// Found expired and not yet removed.
+    gone: Vec<u64>,
 }
 
 impl<'a> Reservation<'a> {
     fn new(gateway: &'a Gateway, messages: Vec<Reserved>) -> Self {
         let channel = messages.first().map(|message| message.channel);
-        Self { gateway, channel, messages: messages.into() }
+        Self { gateway, channel, messages: messages.into(), gone: Vec::new() }
     }
 }
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        if !self.messages.is_empty() {
-            self.gateway.with_core(|core| {
-                for message in self.messages.drain(..) {
-                    core.give_back(message.channel, [message.sequence]);
-                }
-            });
+        if self.messages.is_empty() && self.gone.is_empty() {
+            return;
         }
+        self.gateway.with_core(|core| {
+            if let Some(channel) = self.channel {
+                core.give_back(channel, self.gone.drain(..));
+            }
+            for message in self.messages.drain(..) {
+                core.give_back(message.channel, [message.sequence]);
+            }
+        });
     }
 }
