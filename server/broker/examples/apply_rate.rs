@@ -1,11 +1,12 @@
 //! How fast operations are applied, on one core: run it in release. Prints one line per workload.
 //!
-//! The operations are encoded beforehand, as they arrive from the log; decoding them is part of what is measured. Time
-//! is what this process spent on a core (Linux only), so that others on the machine disturb little.
+//! The operations are encoded beforehand, as they arrive from the log; decoding them is part of what is measured. Rates
+//! are per time on a core (Linux only), so that others on the machine disturb little; snapshots are in real time.
 
 #![expect(clippy::print_stdout, reason = "prints its measurements")]
+#![expect(clippy::disallowed_methods, reason = "measures real time; nothing that is simulated runs here")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kubemq_broker::{BatchView, Kind, Name, NameError, Operation, Sequences, State};
@@ -43,21 +44,7 @@ fn publish_and_ack(channels: u64) -> Result<(), NameError> {
     }
     report(channels, "publish", MESSAGES, spent);
 
-    let began = on_core();
-    let snapshot = state.snapshot();
-    let taken = on_core() - began;
-    let began = on_core();
-    let chunks: Vec<Bytes> = snapshot.chunks().collect();
-    let bytes: usize = chunks.iter().map(Bytes::len).sum();
-    let written = on_core() - began;
-    let began = on_core();
-    let restored = State::restore(chunks).map(|state| state.entry());
-    println!(
-        "{channels:>7} channels: snapshot of {} index bytes begun in {taken:?}, {bytes} bytes written in {written:?}, read in {:?}: {}",
-        state.index_bytes(),
-        on_core() - began,
-        restored.is_ok(),
-    );
+    write_down(&mut state, channels, &publish(0).to_bytes());
 
     let ids: Vec<_> = state.channels(Kind::Queue).map(|channel| (channel.id(), channel.next_sequence())).collect();
     let mut acks = Vec::new();
@@ -73,6 +60,27 @@ fn publish_and_ack(channels: u64) -> Result<(), NameError> {
     }
     report(channels, "ack of 4", acks.len() as u64, spent);
     Ok(())
+}
+
+/// What a snapshot costs: beginning it, the first change beside it, writing it, reading it.
+fn write_down(state: &mut State, channels: u64, operation: &Bytes) {
+    let began = Instant::now();
+    let snapshot = state.snapshot();
+    let taken = began.elapsed();
+    let began = Instant::now();
+    apply(state, std::slice::from_ref(operation));
+    let first = began.elapsed();
+    let began = Instant::now();
+    let chunks: Vec<Bytes> = snapshot.chunks().collect();
+    let (written, bytes) = (began.elapsed(), chunks.iter().map(Bytes::len).sum::<usize>());
+    let began = Instant::now();
+    let restored = State::restore(chunks).is_ok();
+    let read = began.elapsed();
+    let index = state.index_bytes();
+    println!(
+        "{channels:>7} channels: snapshot of {index} bytes of index: begun in {taken:?}, first change {first:?}, \
+         {bytes} bytes written in {written:?}, read in {read:?}: {restored}"
+    );
 }
 
 fn apply(state: &mut State, operations: &[Bytes]) -> Duration {

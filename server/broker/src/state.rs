@@ -245,7 +245,17 @@ impl State {
     /// channel, second with near timers, and block of far ones; a channel is copied, by its blocks, when it changes.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::new(self.clone())
+        // Names stand in the channels; the catalogue is made again when a snapshot is read.
+        Snapshot::new(Self {
+            limits: self.limits,
+            entry: self.entry,
+            time: self.time,
+            channels: self.channels.clone(),
+            names: Default::default(),
+            timers: self.timers.clone(),
+            origins: self.origins.clone(),
+            channel_bytes: self.channel_bytes,
+        })
     }
 
     /// The state that a snapshot was taken of. Total on any bytes; how they are cut into chunks does not matter.
