@@ -199,3 +199,55 @@ impl File for RealFile {
         self.file.sync_data().map_err(|error| Error::disk("sync", &self.path, error))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn pieces_are_written_one_after_the_other_and_reads_end_with_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/file");
+        RealDisk.create_dir_all(path.parent().unwrap()).await.unwrap();
+        let file = RealDisk.create(&path).await.unwrap();
+        assert!(RealDisk.create(&path).await.is_err(), "it exists");
+        let pieces: Vec<Bytes> = (0..3000_u32).map(|n| n.to_le_bytes().to_vec().into()).collect();
+        file.write_at(10, &pieces).await.unwrap();
+        file.write_at(0, &[]).await.unwrap();
+        assert_eq!(file.read_at(10 + 4 * 2999, 100).await.unwrap(), 2999_u32.to_le_bytes().to_vec());
+        assert_eq!(file.read_at(0, 100_000).await.unwrap().len(), 12_010);
+        assert!(file.read_at(50_000, 10).await.unwrap().is_empty());
+        file.allocate(20_000).await.unwrap();
+        assert_eq!(file.len().await.unwrap(), 20_000);
+        file.set_len(11).await.unwrap();
+        file.sync_data().await.unwrap();
+        assert_eq!(RealDisk.open(&path).await.unwrap().len().await.unwrap(), 11);
+    }
+
+    #[tokio::test]
+    async fn names_come_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        let missing = RealDisk.open(&a).await.err().unwrap();
+        assert!(missing.is_missing() && missing.to_string().starts_with("cannot open"), "{missing}");
+        drop(RealDisk.create(&b).await.unwrap());
+        drop(RealDisk.create(&a).await.unwrap());
+        assert_eq!(RealDisk.list(dir.path()).await.unwrap(), ["a", "b"]);
+        RealDisk.rename(&a, &b).await.unwrap();
+        RealDisk.sync_dir(dir.path()).await.unwrap();
+        assert_eq!(RealDisk.list(dir.path()).await.unwrap(), ["b"]);
+        RealDisk.remove(&b).await.unwrap();
+        assert!(RealDisk.list(dir.path()).await.unwrap().is_empty());
+        assert!(RealDisk.free_space(dir.path()).await.unwrap() > 0);
+    }
+
+    #[tokio::test]
+    async fn a_directory_is_taken_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = RealDisk.lock_dir(dir.path()).await.unwrap();
+        let second = RealDisk.lock_dir(dir.path()).await.err().unwrap();
+        assert!(matches!(second, Error::Locked { .. }), "{second}");
+        drop(lock);
+        RealDisk.lock_dir(dir.path()).await.unwrap();
+    }
+}

@@ -1,6 +1,6 @@
 //! The log on the memory disk, run by an executor of one thread whose clock moves when nothing else does.
 
-use std::collections::BinaryHeap;
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
@@ -21,6 +21,7 @@ use crate::{EntryKind, Parts};
 mod crashes;
 mod faults;
 mod reads;
+mod real;
 mod segments;
 mod writes;
 
@@ -31,7 +32,7 @@ pub(super) struct World(Arc<WorldState>);
 #[derive(Default)]
 struct WorldState {
     tasks: Mutex<Vec<TestTask>>,
-    timers: Mutex<BinaryHeap<std::cmp::Reverse<u64>>>,
+    timers: Mutex<BTreeSet<u64>>,
     now: AtomicU64,
 }
 
@@ -83,7 +84,7 @@ impl Future for Sleep {
             return Poll::Ready(());
         }
         // Everything is polled again when time moves, so the waker is not needed.
-        self.world.0.timers.lock().push(std::cmp::Reverse(self.until));
+        self.world.0.timers.lock().insert(self.until);
         Poll::Pending
     }
 }
@@ -164,7 +165,7 @@ impl World {
     }
 
     fn next_instant(&self, main: &Ready) -> bool {
-        let Some(std::cmp::Reverse(next)) = self.0.timers.lock().pop() else { return false };
+        let Some(next) = self.0.timers.lock().pop_first() else { return false };
         self.0.now.fetch_max(next, Ordering::SeqCst);
         main.0.store(true, Ordering::SeqCst);
         for task in self.0.tasks.lock().iter() {
