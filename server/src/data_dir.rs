@@ -124,7 +124,8 @@ async fn read_format(disk: &dyn Disk, dir: &Path) -> Result<Option<u32>, DataDir
     };
     let bytes = file.read_at(0, FORMAT_BYTES).await.map_err(failed)?;
     let text = String::from_utf8_lossy(&bytes);
-    let version = text.lines().next().and_then(|line| line.strip_prefix(FORMAT_HEAD)).and_then(|text| text.parse().ok());
+    let version =
+        text.lines().next().and_then(|line| line.strip_prefix(FORMAT_HEAD)).and_then(|text| text.parse().ok());
     match version {
         Some(FORMAT_VERSION) => Ok(Some(FORMAT_VERSION)),
         Some(found) => Err(DataDirError::UnknownVersion { dir: dir.to_owned(), found }),

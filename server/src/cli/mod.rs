@@ -10,7 +10,7 @@ pub mod config;
 pub mod doctor;
 pub mod output;
 pub mod ping;
-mod queue_json;
+pub mod queue_json;
 pub mod queues;
 pub mod server;
 pub mod settings;
