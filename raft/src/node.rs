@@ -305,7 +305,11 @@ impl Node {
         let node = self.0.options.node;
         let status = self.status();
         if status.voters.is_empty() && status.last.is_none() {
-            self.initialize(BTreeMap::from([(node, Member::default())])).await?;
+            // Right after a start the status may not show yet what the log holds: that is no empty node.
+            match self.initialize(BTreeMap::from([(node, Member::default())])).await {
+                Ok(()) | Err(Error::AlreadyFormed) => {}
+                Err(error) => return Err(error),
+            }
         } else if status.voters.keys().ne([&node]) {
             return Err(Error::Membership("this node has peers".to_owned()));
         }
