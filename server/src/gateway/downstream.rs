@@ -11,15 +11,15 @@ use std::task::Poll;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use kubemq_broker::Outcome;
 use kubemq_proto::kubemq::{
     QueuesDownstreamRequest, QueuesDownstreamRequestType as Type, QueuesDownstreamResponse as Response,
 };
 use kubemq_proto::strings::Refusal;
 use kubemq_proto::{id, validate};
-use kubemq_runtime::Instant;
 use kubemq_runtime::sync::mpsc;
+use kubemq_runtime::{Instant, OnFailure};
 
 use super::receive::{Client, to_wire};
 use super::stream::{Ended, Outlet, Stop};
@@ -68,7 +68,12 @@ where
         }
         let answer = tokio::select! {
             biased;
-            ended = outlet.ended() => return Ok(ended),
+            ended = outlet.ended() => {
+                if ended == Ended::Gone {
+                    stream.settle_what_is_there(&mut requests);
+                }
+                return Ok(ended);
+            }
             outcomes = front(&mut stream.settling), if !stream.settling.is_empty() => stream.finish(outcomes),
             Some(got) = stream.gets.next(), if !stream.gets.is_empty() => Some(stream.got(got)),
             request = requests.next(), if reading && stream.settling.len() < SETTLEMENTS => match request {
@@ -99,6 +104,24 @@ struct Downstream {
     /// Gets that begin when so many settlements are applied.
     later: VecDeque<(u64, Get)>,
     gets: FuturesUnordered<BoxFuture<'static, Got>>,
+}
+
+impl Drop for Downstream {
+    /// Settlements that are on their way outlive the stream: what the state refuses is given back.
+    fn drop(&mut self) {
+        let settling = std::mem::take(&mut self.settling);
+        if settling.is_empty() {
+            return;
+        }
+        let gateway = self.gateway.clone();
+        let finish = async move {
+            for (mut settling, _) in settling {
+                let outcomes = (&mut settling.submitted).await;
+                settling.finish(&gateway, outcomes);
+            }
+        };
+        drop(self.gateway.runtime().tasks.spawn("settle", OnFailure::Log, finish));
+    }
 }
 
 /// A Get that was found in order.
@@ -206,6 +229,20 @@ impl Downstream {
             }
         }
         refusal.map(|refusal| refused(answer, &refusal))
+    }
+
+    /// The client is gone: settlements that it sent before are carried out, nothing is answered.
+    fn settle_what_is_there<S, E>(&mut self, requests: &mut S)
+    where
+        S: Stream<Item = Result<QueuesDownstreamRequest, E>> + Unpin,
+    {
+        while self.settling.len() < SETTLEMENTS
+            && let Some(Some(Ok(request))) = requests.next().now_or_never()
+        {
+            if request.request_type_data != i32::from(Type::Get) {
+                drop(self.request(request));
+            }
+        }
     }
 
     fn got(&mut self, got: Got) -> Response {

@@ -6,7 +6,7 @@ use kubemq_broker::{ChannelId, Operation, Sequences};
 use kubemq_runtime::Instant;
 
 use super::held::{Delivery, Held};
-use super::{Gateway, Unavailable};
+use super::{Gateway, Submitted, Unavailable};
 use crate::desk::{Poll, Reserved};
 
 /// Messages looked at in one step of a peek, at most.
@@ -120,7 +120,10 @@ impl Gateway {
                 peeked.deliveries.push(delivery);
             }
             peeked.expired += count(&gone);
-            self.drop_expired(channel, gone);
+            if let Some(dropped) = self.drop_expired(channel, gone) {
+                // Nobody holds them, so only their removal keeps the next peek from counting them again.
+                dropped.await.ok();
+            }
             if fill == Fill::Full || peeked.deliveries.len() >= take.max {
                 return Ok((peeked, Fill::Full));
             }
@@ -157,8 +160,11 @@ impl Gateway {
         }
         let gone = std::mem::take(&mut reserved.gone);
         held.expired += count(&gone);
-        if let Some(channel) = held.channel_id().or(reserved.channel) {
-            self.drop_expired(channel, gone);
+        if let Some(channel) = held.channel_id().or(reserved.channel)
+            && let Some(dropped) = self.drop_expired(channel, gone)
+        {
+            // What cannot be removed now is found expired again by the next reader.
+            dropped.forget();
         }
         Ok(fill)
     }
@@ -177,15 +183,15 @@ impl Gateway {
     }
 
     /// Removes what was found expired; until that is applied nobody is handed it.
-    fn drop_expired(&self, channel: ChannelId, sequences: Vec<u64>) {
+    fn drop_expired(&self, channel: ChannelId, sequences: Vec<u64>) -> Option<Submitted> {
         if sequences.is_empty() {
-            return;
+            return None;
         }
         self.with_core(|core| core.settling(channel, sequences.iter().copied()));
-        let pieces = sequences.into_iter().collect::<Sequences>().split().into_iter();
-        let operations = pieces.map(|sequences| Operation::Drop { channel, sequences }.to_bytes()).collect();
-        // What cannot be removed now is found expired again by the next reader.
-        self.submit(operations).forget();
+        let sequences: Sequences = sequences.into_iter().collect();
+        let pieces = sequences.split().into_iter();
+        let operations = pieces.map(|sequences| Operation::Drop { channel, sequences }.to_bytes());
+        Some(self.submit(operations.collect()))
     }
 }
 

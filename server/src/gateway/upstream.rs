@@ -51,14 +51,18 @@ where
         if upstream.is_idle()
             && let Some(end) = end
         {
-            return Ok(end);
+            return end;
         }
         tokio::select! {
             biased;
             ended = outlet.ended() => match ended {
                 // What was read is finished and answered.
-                Ended::Stopped => end = Some(Ended::Stopped),
-                ended => return Ok(ended),
+                Ended::Stopped => end = Some(Ok(Ended::Stopped)),
+                ended => {
+                    // It was sent before the client went: it is stored, and nobody is told.
+                    upstream.submit();
+                    return Ok(ended);
+                }
             },
             outcomes = upstream.front(), if !upstream.groups.is_empty() && !upstream.leaderless => {
                 for answer in upstream.complete(outcomes) {
@@ -69,12 +73,8 @@ where
             },
             () = gateway.lead(), if upstream.leaderless => upstream.submit_again(),
             () = gateway.room(), if !upstream.staged.is_empty() => upstream.submit(),
-            request = requests.next(), if end.is_none() && upstream.may_read() => match request {
-                Some(request) => {
-                    upstream.stage(request?);
-                    upstream.stage_what_is_there(&mut requests)?;
-                }
-                None => end = Some(Ended::Finished),
+            request = requests.next(), if end.is_none() && upstream.may_read() => {
+                end = upstream.stage_what_is_there(request, &mut requests);
             },
         }
     }
@@ -177,19 +177,28 @@ impl Upstream {
         group.requests.push(Request { id: request.request_id, results, refusal });
     }
 
-    /// Stages the requests that can be had without waiting.
-    fn stage_what_is_there<S, E>(&mut self, requests: &mut S) -> Result<(), E>
+    /// Stages `first` and the requests that can be had without waiting. Returns how the stream ends when there
+    /// will be none after them.
+    fn stage_what_is_there<S, E>(
+        &mut self,
+        first: Option<Result<QueuesUpstreamRequest, E>>,
+        requests: &mut S,
+    ) -> Option<Result<Ended, E>>
     where
         S: Stream<Item = Result<QueuesUpstreamRequest, E>> + Unpin,
     {
-        while !self.staged.is_full() && self.unanswered_requests < UNANSWERED_REQUESTS {
-            // The end of the stream is met again by whoever asks next.
-            match requests.next().now_or_never() {
-                Some(Some(request)) => self.stage(request?),
-                Some(None) | None => break,
+        let mut next = Some(first);
+        while let Some(request) = next {
+            match request {
+                Some(Ok(request)) => self.stage(request),
+                // What came before the mistake is carried out and answered all the same.
+                Some(Err(error)) => return Some(Err(error)),
+                None => return Some(Ok(Ended::Finished)),
             }
+            let more = !self.staged.is_full() && self.unanswered_requests < UNANSWERED_REQUESTS;
+            next = if more { requests.next().now_or_never() } else { None };
         }
-        Ok(())
+        None
     }
 
     fn submit(&mut self) {
