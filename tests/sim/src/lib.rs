@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod disk;
 pub mod faults;
 pub mod network;
+pub mod nodes_scene;
 pub mod openraft_runtime;
 pub mod oracle;
 pub mod raft_scene;

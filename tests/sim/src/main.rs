@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 const USAGE: &str = "usage:
   kubemq-sim run --seed N [--seconds 60] [--scene nodes|raft] [--plant BUG] [--trace FILE]
   kubemq-sim fixed [--seconds 30]
-  kubemq-sim sweep [--minutes 3] [--from N] [--count N] [--seconds 30] [--scene nodes|raft] [--jobs 1]";
+  kubemq-sim sweep [--minutes 3] [--from N] [--count N] [--seconds 30] [--scene nodes|raft] [--jobs 1] [--failures 1]";
 
 /// Seeds that every test run repeats: the first ones, and those that have found something.
 const FIXED: [u64; 12] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
@@ -30,6 +30,7 @@ struct Arguments {
     from: Option<u64>,
     count: Option<u64>,
     jobs: u64,
+    failures: usize,
 }
 
 fn arguments() -> anyhow::Result<Arguments> {
@@ -46,6 +47,7 @@ fn arguments() -> anyhow::Result<Arguments> {
         from: None,
         count: None,
         jobs: 1,
+        failures: 1,
     };
     while let Some(name) = given.next() {
         let value = given.next().with_context(|| format!("{name} needs a value\n{USAGE}"))?;
@@ -58,6 +60,7 @@ fn arguments() -> anyhow::Result<Arguments> {
             "--minutes" => arguments.minutes = value.parse()?,
             "--from" => arguments.from = Some(value.parse()?),
             "--count" => arguments.count = Some(value.parse()?),
+            "--failures" => arguments.failures = value.parse()?,
             "--jobs" => arguments.jobs = value.parse()?,
             _ => bail!("unknown argument {name}\n{USAGE}"),
         }
@@ -104,13 +107,21 @@ fn report(asked: &Asked, ended: &Ended, took: Duration) -> anyhow::Result<bool> 
     let Some(failure) = &ended.failure else { return Ok(true) };
     say(&format!("FAILED: {failure}"))?;
     say(&format!("  faults: {}", asked.plan()))?;
-    say(&format!(
-        "  commit {}, {}",
-        option_env!("KUBEMQ_COMMIT").unwrap_or("unknown: the build did not say"),
-        toolchain()
-    ))?;
+    say(&format!("  commit {}, {}", commit(), toolchain()))?;
     say(&format!("  replay: {}", asked.command()))?;
     Ok(false)
+}
+
+/// Returns the commit of the working tree that this was built in.
+fn commit() -> String {
+    if let Ok(commit) = std::env::var("KUBEMQ_COMMIT") {
+        return commit;
+    }
+    let git = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.git");
+    let read = |name: &str| std::fs::read_to_string(git.join(name)).ok();
+    let head = read("HEAD").unwrap_or_default();
+    let commit = head.trim().strip_prefix("ref: ").map_or(Some(head.clone()), read);
+    commit.map_or_else(|| "unknown".to_owned(), |commit| commit.trim().chars().take(12).collect())
 }
 
 fn toolchain() -> String {
@@ -173,7 +184,7 @@ fn sweep(arguments: &Arguments) -> anyhow::Result<bool> {
     let (next, sum) = (AtomicU64::new(from), Sum::default());
     let most = arguments.count.map_or(u64::MAX, |count| from.saturating_add(count));
     let work = || -> anyhow::Result<()> {
-        while sum.failed.lock().is_empty() && (arguments.count.is_some() || start.elapsed() < limit) {
+        while sum.failed.lock().len() < arguments.failures && (arguments.count.is_some() || start.elapsed() < limit) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= most {
                 break;

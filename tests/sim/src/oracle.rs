@@ -84,8 +84,8 @@ pub struct Sight {
     pub id: Id,
     /// The channel of the workload.
     pub channel: ChannelNumber,
-    /// The channel's identity in the broker.
-    pub channel_id: u64,
+    /// The channel is never deleted, so that a sequence is one message for ever.
+    pub lasting: bool,
     /// Its sequence there.
     pub sequence: u64,
     /// The receive count that was shown.
@@ -135,7 +135,9 @@ pub enum Told {
 pub struct Oracle {
     messages: BTreeMap<Id, Message>,
     /// Which message has a sequence of a channel.
-    places: BTreeMap<(u64, u64), Id>,
+    places: BTreeMap<(ChannelNumber, u64), Id>,
+    /// The greatest sequence that was handed out for the first time, per channel with a single reader.
+    first: BTreeMap<ChannelNumber, u64>,
     /// Whether cluster time may jump, because a whole cluster may start again with a wall clock that jumped.
     pub time_may_jump: bool,
     /// What happened, for the reader.
@@ -258,6 +260,27 @@ impl Oracle {
         Ok(())
     }
 
+    /// A message was handed out to the only reader of its channel: what was never handed out before comes in order.
+    ///
+    /// # Errors
+    ///
+    /// When a later one was handed out before.
+    pub fn in_order(&mut self, sight: &Sight) -> Result<(), String> {
+        let Some(message) = self.messages.get(&sight.id) else { return Ok(()) };
+        if message.seen.len() > 1 {
+            return Ok(());
+        }
+        let greatest = self.first.entry(sight.channel).or_default();
+        if sight.sequence < *greatest {
+            let (id, sequence) = (sight.id, sight.sequence);
+            return Err(format!(
+                "message {id:x}, sequence {sequence}, came for the first time after sequence {greatest}"
+            ));
+        }
+        *greatest = sight.sequence;
+        Ok(())
+    }
+
     /// A message was seen, taken or not.
     ///
     /// # Errors
@@ -266,8 +289,8 @@ impl Oracle {
     pub fn seen(&mut self, sight: &Sight) -> Result<(), String> {
         let id = sight.id;
         let Some(message) = self.messages.get(&id) else { return Err(format!("nobody sent message {id:x}")) };
-        let other = *self.places.entry((sight.channel_id, sight.sequence)).or_insert(id);
-        if other != id {
+        let other = *self.places.entry((sight.channel, sight.sequence)).or_insert(id);
+        if sight.lasting && other != id {
             return Err(format!("messages {other:x} and {id:x} had the same sequence {}", sight.sequence));
         }
         let due = message.sent.at + message.sent.delay * 985_000_000;
@@ -422,7 +445,7 @@ mod tests {
     const THERE: Leadership = (2, 2);
 
     fn sight(count: u32) -> Sight {
-        Sight { id: 7, channel: 0, channel_id: 9, sequence: u64::from(count), count, now: 10, expires_at: 0, time: 10 }
+        Sight { id: 7, channel: 0, lasting: true, sequence: u64::from(count), count, now: 10, expires_at: 0, time: 10 }
     }
 
     fn stored(sent: Sent) -> Oracle {
@@ -481,11 +504,11 @@ mod tests {
         oracle.delivered(&sight(1), HERE).unwrap();
         let trying = oracle.settling(7, Settle::Nack, 10, HERE).unwrap();
         oracle.settled(trying, Told::Done).unwrap();
-        let dead = Sight { channel: 3, channel_id: 10, ..sight(1) };
+        let dead = Sight { channel: 3, ..sight(1) };
         oracle.delivered(&dead, HERE).unwrap();
         let trying = oracle.settling(7, Settle::Nack, 10, HERE).unwrap();
         oracle.settled(trying, Told::Done).unwrap();
-        oracle.delivered(&Sight { channel: 3, channel_id: 10, ..sight(2) }, HERE).unwrap();
+        oracle.delivered(&Sight { channel: 3, ..sight(2) }, HERE).unwrap();
     }
 
     #[test]

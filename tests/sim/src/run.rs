@@ -135,7 +135,7 @@ pub fn run(asked: &Asked) -> Ended {
     crate::tripwire::arm();
     let mut ended = match asked.scene {
         Scene::Raft => crate::raft_scene::run(asked),
-        Scene::Nodes => crate::raft_scene::run(asked),
+        Scene::Nodes => crate::nodes_scene::run(asked),
     };
     if let Err(reason) = crate::tripwire::check()
         && ended.failure.is_none()

@@ -1,0 +1,197 @@
+//! After the faults: the cluster must agree, serve, hold every body on every node, and drain.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use kubemq_broker::Kind;
+use kubemq_server::gateway::{Held, Take};
+
+use super::clients::{identify, sight, to_wire};
+use super::{CHANNELS, NODES, Running, SETTLING, Scene};
+use crate::oracle::{ChannelNumber, Sent, Settle, Told};
+
+impl Scene {
+    /// Checks what must hold once nothing goes wrong any more.
+    pub(super) async fn check_end(&self, seconds: u64) -> Result<(), String> {
+        let world = self.cluster.world().clone();
+        self.agreed().await?;
+        self.send_fresh().await?;
+        let last_due = self.oracle.lock().last_due();
+        let wait = last_due.saturating_sub(world.now()) + 2_000_000_000;
+        world.sleep(Duration::from_nanos(wait)).await;
+        for node in self.cluster.nodes() {
+            self.look_everywhere(node).await?;
+        }
+        self.drain().await?;
+        let left = self.left().await?;
+        if left > 0 {
+            return Err(format!("{left} messages wait in drained channels"));
+        }
+        self.agreed().await?;
+        self.check_equal()?;
+        let oracle = self.oracle.lock();
+        oracle.check_drained(world.now())?;
+        let done = oracle.tally.stored.min(oracle.tally.acked);
+        if done < seconds {
+            return Err(format!("only {done} messages were stored and acked in {seconds} s: the run shows nothing"));
+        }
+        Ok(())
+    }
+
+    /// Returns once one node leads, all follow it, and all have applied the same.
+    async fn agreed(&self) -> Result<(), String> {
+        let world = self.cluster.world().clone();
+        let limit = world.now() + u64::try_from(SETTLING.as_nanos()).unwrap_or(u64::MAX);
+        loop {
+            let statuses = self.cluster.statuses();
+            let leaders: BTreeSet<_> = statuses.values().map(|status| status.leader).collect();
+            let applied: BTreeSet<_> = statuses.values().map(|status| status.applied.map(|id| id.index)).collect();
+            let done = statuses.values().all(|status| status.applied.map(|id| id.index) == status.last);
+            if statuses.len() == NODES && leaders.len() == 1 && !leaders.contains(&None) && applied.len() == 1 && done {
+                return Ok(());
+            }
+            if world.now() > limit {
+                return Err(format!("no agreement {} s after the faults ended: {statuses:?}", SETTLING.as_secs()));
+            }
+            world.sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn leader(&self) -> Result<usize, String> {
+        self.agreed().await?;
+        self.cluster.leader().ok_or_else(|| "nobody leads after agreement".to_owned())
+    }
+
+    /// Sends to every channel: each must be stored.
+    async fn send_fresh(&self) -> Result<(), String> {
+        let node = self.leader().await?;
+        for channel in 0..CHANNELS.len() {
+            let id = 99 << 32 | channel as u64;
+            let sent = Sent { channel, at: self.cluster.world().now(), size: 10, ..Sent::default() };
+            self.oracle.lock().sending(id, sent);
+            let message = to_wire(id, &sent);
+            let answer = self.cluster.call(node, Duration::from_secs(12), move |running| async move {
+                running.node.gateway().send(message).await
+            });
+            match answer.await {
+                Some(Ok(result)) if !result.is_error => self.oracle.lock().sent(id, Told::Done)?,
+                other => return Err(format!("a fresh message was not stored after the faults ended: {other:?}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives leadership to `node` and looks at every message there: its bodies must be on its own disk.
+    async fn look_everywhere(&self, node: usize) -> Result<(), String> {
+        let mut tries = 0;
+        while self.leader().await? != node {
+            tries += 1;
+            if tries > 20 {
+                return Err(format!("node {node} never came to lead, although leadership was given to it"));
+            }
+            let leader = self.leader().await?;
+            let handed = self.cluster.call(leader, Duration::from_secs(5), move |running| async move {
+                running.node.raft().transfer_leader(node as u64).await.ok();
+            });
+            handed.await;
+            self.cluster.world().sleep(Duration::from_millis(700)).await;
+        }
+        for channel in 0..CHANNELS.len() {
+            let scene = self.clone();
+            let looked = self
+                .cluster
+                .call(node, Duration::from_secs(30), move |running| async move { scene.look(&running, channel).await });
+            looked.await.ok_or_else(|| format!("node {node} did not answer a peek"))??;
+        }
+        Ok(())
+    }
+
+    async fn look(&self, running: &Running, channel: ChannelNumber) -> Result<(), String> {
+        let gateway = running.node.gateway();
+        let deadline = running.runtime.clock.now();
+        let take = Take { channel: CHANNELS[channel].to_owned(), max: 1_000_000, max_bytes: u64::MAX, deadline };
+        let peeked =
+            gateway.peek(take).await.map_err(|error| format!("a peek of {} failed: {error}", CHANNELS[channel]))?;
+        let (now, time) = (self.cluster.world().now(), gateway.time().0);
+        for delivery in &peeked.deliveries {
+            let id = identify(delivery).ok_or_else(|| format!("sequence {} is damaged", delivery.sequence))?;
+            let mut oracle = self.oracle.lock();
+            oracle.tally.peeked += 1;
+            oracle.seen(&sight(id, channel, delivery, now, time))?;
+        }
+        Ok(())
+    }
+
+    /// Takes and acks everything that is left.
+    async fn drain(&self) -> Result<(), String> {
+        let node = self.leader().await?;
+        for channel in 0..CHANNELS.len() {
+            loop {
+                let scene = self.clone();
+                let drained = self.cluster.call(node, Duration::from_secs(60), move |running| async move {
+                    scene.drain_some(&running, node, channel).await
+                });
+                let drained = drained.await.ok_or_else(|| format!("node {node} did not answer a take"))??;
+                self.oracle.lock().tally.drained += drained;
+                if drained == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn drain_some(&self, running: &Running, node: usize, channel: ChannelNumber) -> Result<u64, String> {
+        let gateway = running.node.gateway();
+        let deadline = running.runtime.clock.now() + Duration::from_millis(100);
+        let take = Take { channel: CHANNELS[channel].to_owned(), max: 500, max_bytes: 4 << 20, deadline };
+        let mut held: Held = gateway.take(take).await.map_err(|error| format!("a take failed: {error}"))?;
+        let deliveries = std::mem::take(&mut held.deliveries);
+        let leadership = (node, running.node.raft().status().term);
+        let (now, time) = (self.cluster.world().now(), gateway.time().0);
+        let (mut trying, mut sequences) = (Vec::new(), Vec::new());
+        for delivery in &deliveries {
+            let id = identify(delivery).ok_or_else(|| format!("sequence {} is damaged", delivery.sequence))?;
+            self.cluster.world().trace(node, format_args!("drain {id:x} of {channel} as {}", delivery.sequence));
+            let mut oracle = self.oracle.lock();
+            oracle.delivered(&sight(id, channel, delivery, now, time), leadership)?;
+            trying.extend(oracle.settling(id, Settle::Ack, now, leadership));
+            sequences.push(delivery.sequence);
+        }
+        let outcomes = held.ack(&sequences).await.map_err(|error| format!("an ack failed: {error}"))?;
+        if !sequences.is_empty() && outcomes.is_empty() {
+            return Err("an ack was answered without an outcome".to_owned());
+        }
+        let mut oracle = self.oracle.lock();
+        for trying in trying {
+            oracle.settled(trying, Told::Done)?;
+        }
+        Ok(sequences.len() as u64 + u64::from(held.expired))
+    }
+
+    /// Checks that all nodes have the same state, and that nothing is left in it.
+    fn check_equal(&self) -> Result<(), String> {
+        let mut digests = BTreeSet::new();
+        for node in self.cluster.nodes() {
+            let running = self.cluster.running(node).ok_or("a node is gone")?;
+            digests.insert(running.node.raft().digest());
+        }
+        if digests.len() != 1 {
+            return Err(format!("the nodes differ after the same entries: {digests:x?}"));
+        }
+        Ok(())
+    }
+
+    /// Returns how many messages the state of the leader still has.
+    async fn left(&self) -> Result<u64, String> {
+        let node = self.leader().await?;
+        let left = self.cluster.call(node, Duration::from_secs(10), |running| async move {
+            running
+                .node
+                .gateway()
+                .read(|state| state.channels(Kind::Queue).map(|channel| channel.waiting()).sum())
+                .await
+        });
+        left.await.and_then(Result::ok).ok_or_else(|| "the state cannot be read".to_owned())
+    }
+}

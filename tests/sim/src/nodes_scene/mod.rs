@@ -1,0 +1,246 @@
+//! Whole nodes: everything below the gRPC handlers, under clients that send, take, settle, peek, purge and delete.
+//!
+//! Clients talk to the gateway of the node that they believe to lead. What they are told goes to the
+//! [`oracle`](crate::oracle), which knows where every message may be.
+
+mod clients;
+mod end;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use kubemq_broker::Limits;
+use kubemq_proto::validate::QueueLimits;
+use kubemq_raft::network::{Call, Channel, Frame, Replies};
+use kubemq_raft::{Member, PeerError, Status};
+use kubemq_runtime::{OnFailure, Random, Runtime};
+use kubemq_server::node::{Doors, Node, Options};
+use kubemq_storage::index::{IndexWriter, MemoryIndex, Opening};
+use parking_lot::Mutex;
+
+use crate::cluster::{Boot, Cluster, Program};
+use crate::faults::{Kind, Plan, settle, torment};
+use crate::network::{Endpoint, address};
+use crate::openraft_runtime::SimRuntime;
+use crate::oracle::{ChannelNumber, Leadership, Oracle};
+use crate::run::{Asked, Ended, Plant};
+use crate::world::{Failure, Simulation};
+
+const NODES: usize = 3;
+/// How long the cluster may take to agree after the faults have ended.
+const SETTLING: Duration = Duration::from_secs(60);
+/// How long a leader that was replaced may still hand out messages: its lease, and what a step takes.
+const DEPOSED_MAY_HAND_OUT: u64 = 2_000_000_000;
+
+/// The channels of the workload: three to work on, one with a single reader, one for dead letters, and one that is
+/// emptied, deleted and made anew.
+const CHANNELS: [&str; 6] = ["work-0", "work-1", "work-2", "solo", "dead", "scrap"];
+const SOLO: ChannelNumber = 3;
+const DEAD: ChannelNumber = 4;
+const SCRAP: ChannelNumber = 5;
+
+/// Thresholds, small enough that segments, snapshots, purges and removals happen in a run.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    segment: u64,
+    tail: u64,
+    snapshot: u64,
+    keep: u64,
+}
+
+impl Sizes {
+    fn draw(random: &Random) -> Self {
+        Self {
+            segment: 32 * 1024 + random.below(256 * 1024),
+            tail: 16 * 1024 + random.below(256 * 1024),
+            snapshot: 32 * 1024 + random.below(512 * 1024),
+            keep: 16 * 1024 + random.below(256 * 1024),
+        }
+    }
+}
+
+/// A running node, and its doors.
+#[derive(Clone)]
+pub(crate) struct Running {
+    node: Arc<Node>,
+    runtime: Runtime,
+}
+
+struct Nodes {
+    sizes: Sizes,
+}
+
+struct Peer(kubemq_raft::Node);
+
+#[async_trait]
+impl Endpoint for Peer {
+    async fn call(&self, call: Call, request: Frame) -> Result<Frame, PeerError> {
+        self.0.handle(call, request).await
+    }
+
+    fn open(&self, channel: Channel, requests: Replies) -> Replies {
+        self.0.handle_stream(channel, requests)
+    }
+}
+
+impl Program for Nodes {
+    type Running = Running;
+
+    fn boot(&self, boot: Boot) -> BoxFuture<'static, Result<Running, String>> {
+        let sizes = self.sizes;
+        Box::pin(async move {
+            let Boot { node, runtime, disk, peers, .. } = boot;
+            let member = |node| (node as u64, Member { address: address(node) });
+            let mut raft = kubemq_raft::Options::new(node as u64);
+            raft.snapshot_bytes = sizes.snapshot;
+            raft.keep_bytes = sizes.keep;
+            raft.snapshot_idle = Duration::from_secs(5);
+            let log = kubemq_storage::log::Options {
+                segment_bytes: sizes.segment,
+                tail_cache_bytes: sizes.tail,
+                ..Default::default()
+            };
+            let options = Options {
+                data: PathBuf::from("data"),
+                id: Some(node as u64),
+                members: (1..=NODES).map(member).collect::<BTreeMap<_, _>>(),
+                log,
+                raft,
+                queue: QueueLimits::default(),
+                state: Limits::default(),
+            };
+            let index = IndexWriter::start(|| Ok((MemoryIndex::new(), Opening::Fresh)), &runtime);
+            let doors = Doors { runtime: runtime.clone(), disk: Arc::new(disk), peers, index };
+            let node = Node::start::<SimRuntime>(options, doors).await;
+            let node = node.map_err(|error| kubemq_runtime::chain(&error).to_string())?;
+            Ok(Running { node: Arc::new(node), runtime })
+        })
+    }
+
+    fn endpoint(running: &Running) -> Arc<dyn Endpoint> {
+        Arc::new(Peer(running.node.raft().clone()))
+    }
+
+    fn status(running: &Running) -> Status {
+        running.node.raft().status()
+    }
+
+    fn synced(running: &Running) -> u64 {
+        running.node.log().state().synced_index
+    }
+
+    fn hand_over(running: Running, to: usize) -> BoxFuture<'static, ()> {
+        // It may be refused: then nothing happens, which is a legal outcome.
+        Box::pin(async move { drop(running.node.raft().transfer_leader(to as u64).await) })
+    }
+
+    fn stopped(running: &Running) -> BoxFuture<'static, String> {
+        let (log, tasks) = (running.node.log().clone(), running.runtime.tasks.clone());
+        Box::pin(async move {
+            let mut failure = log.failure();
+            tokio::select! {
+                biased;
+                name = tasks.failure() => format!("task {name} failed"),
+                _ = failure.wait_for(Option::is_some) => "the log failed".to_owned(),
+            }
+        })
+    }
+}
+
+/// What the tasks of the scene share.
+#[derive(Clone)]
+struct Scene {
+    cluster: Cluster<Nodes>,
+    oracle: Arc<Mutex<Oracle>>,
+    established: Arc<Mutex<Established>>,
+}
+
+/// The latest leadership that somebody handed out under, and since when.
+#[derive(Default)]
+struct Established {
+    latest: Option<(u64, usize, u64)>,
+}
+
+impl Established {
+    /// Notes a hand-out; returns how long a later leader has been handing out before.
+    fn note(&mut self, leadership: Leadership, now: u64) -> Option<u64> {
+        let (node, term) = leadership;
+        match self.latest {
+            Some((latest, leader, since)) if (latest, leader) != (term, node) => {
+                if latest >= term {
+                    return Some(now.saturating_sub(since));
+                }
+                self.latest = Some((term, node, now));
+            }
+            Some(_) => {}
+            None => self.latest = Some((term, node, now)),
+        }
+        None
+    }
+}
+
+impl Scene {
+    fn check(&self, result: Result<(), String>) {
+        if let Err(reason) = result {
+            self.cluster.world().fail(reason);
+        }
+    }
+}
+
+/// Whether cluster time may jump in such a run: a group that starts again reads a wall clock that may have jumped.
+fn time_may_jump(plan: &Plan) -> bool {
+    plan.kinds.contains(&Kind::WallJump) && plan.kinds.iter().any(|kind| kind.ends_a_process())
+}
+
+/// Runs the scene.
+#[must_use]
+pub fn run(asked: &Asked) -> Ended {
+    let plan = asked.plan();
+    let longest = Duration::from_secs(asked.seconds) + 6 * SETTLING;
+    let mut simulation = Simulation::new(asked.seed, plan.order, longest, asked.trace);
+    let world = simulation.world();
+    let sizes = Sizes::draw(&world.random("sizes"));
+    let cluster = Cluster::new(&simulation, NODES, Nodes { sizes });
+    let watched = cluster.clone();
+    simulation.at_each_instant(move || watched.check_instant());
+    let mut oracle = Oracle::default();
+    oracle.time_may_jump = time_may_jump(&plan);
+    let scene = Scene { cluster, oracle: Arc::new(Mutex::new(oracle)), established: Arc::default() };
+    let (root, seconds, plant) = (scene.clone(), asked.seconds, asked.plant);
+    let ended = simulation.run(async move {
+        let cluster = &root.cluster;
+        for node in cluster.nodes() {
+            cluster.set_disk(node, |faults| faults.lying_sync = plant == Plant::AckBeforeSync);
+            cluster.start(node);
+        }
+        let until = cluster.world().now() + seconds * 1_000_000_000;
+        let tasks = cluster.world().runtime(cluster.harness()).tasks;
+        let clients = clients::all(&root, until);
+        let clients: Vec<_> =
+            clients.into_iter().map(|client| tasks.spawn("client", OnFailure::StopNode, client)).collect();
+        torment(cluster.clone(), plan).await;
+        for client in clients {
+            client.await.ok();
+        }
+        settle(cluster);
+        root.check_end(seconds).await
+    });
+    let failure = match ended {
+        Ok(Ok(())) => None,
+        Ok(Err(reason)) => Some(Failure { seed: asked.seed, at: world.now(), reason }),
+        Err(failure) => Some(failure),
+    };
+    let tally = scene.oracle.lock().tally;
+    Ended {
+        hash: world.hash(),
+        trace: simulation.take_trace(),
+        simulated: world.now(),
+        polls: world.polls(),
+        tally: format!("{tally:?}, {} lives ended, {sizes:?}", scene.cluster.ended()),
+        failure,
+    }
+}
