@@ -14,10 +14,10 @@ use bytes::Bytes;
 use kubemq_runtime::Random;
 use parking_lot::Mutex;
 
+use super::pages::Pages;
 use super::{DirLock, Disk, File};
 use crate::Error;
 
-const PAGE: usize = 4096;
 /// What a torn write is torn at.
 const SECTOR: u64 = 512;
 
@@ -96,75 +96,14 @@ enum Write {
     Grow(u64),
 }
 
-/// Bytes in shared pages, so that copies of a disk are cheap. A missing page reads as zeros.
-#[derive(Clone, Default)]
-struct Pages {
-    pages: Vec<Option<Arc<[u8; PAGE]>>>,
-    len: u64,
-}
-
-impl Pages {
-    fn read(&self, offset: u64, len: usize) -> Bytes {
-        let len = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
-        let mut bytes = vec![0; len];
-        let mut done = 0;
-        while done < len {
-            let (page, start) = place(offset + done as u64);
-            let count = (PAGE - start).min(len - done);
-            if let Some(page) = &self.pages[page] {
-                bytes[done..done + count].copy_from_slice(&page[start..start + count]);
-            }
-            done += count;
-        }
-        bytes.into()
-    }
-
-    fn write(&mut self, offset: u64, bytes: &[u8]) {
-        self.grow(offset + bytes.len() as u64);
-        let mut done = 0;
-        while done < bytes.len() {
-            let (page, start) = place(offset + done as u64);
-            let count = (PAGE - start).min(bytes.len() - done);
-            let page = self.pages[page].get_or_insert_with(|| Arc::new([0; PAGE]));
-            Arc::make_mut(page)[start..start + count].copy_from_slice(&bytes[done..done + count]);
-            done += count;
+impl Write {
+    fn apply(&self, pages: &mut Pages) {
+        match self {
+            Self::Bytes(offset, bytes) => pages.write(*offset, bytes),
+            Self::SetLen(len) => pages.set_len(*len),
+            Self::Grow(len) => pages.grow(*len),
         }
     }
-
-    fn grow(&mut self, len: u64) {
-        if len > self.len {
-            self.len = len;
-            self.pages.resize(place(len + PAGE as u64 - 1).0, None);
-        }
-    }
-
-    fn set_len(&mut self, len: u64) {
-        if len < self.len {
-            let (page, start) = place(len);
-            if start > 0
-                && let Some(page) = &mut self.pages[page]
-            {
-                Arc::make_mut(page)[start..].fill(0);
-            }
-            self.len = len;
-            self.pages.truncate(place(len + PAGE as u64 - 1).0);
-        } else {
-            self.grow(len);
-        }
-    }
-
-    fn apply(&mut self, write: &Write) {
-        match write {
-            Write::Bytes(offset, bytes) => self.write(*offset, bytes),
-            Write::SetLen(len) => self.set_len(*len),
-            Write::Grow(len) => self.grow(*len),
-        }
-    }
-}
-
-fn place(offset: u64) -> (usize, usize) {
-    let page = usize::try_from(offset / PAGE as u64).unwrap_or(usize::MAX);
-    (page, usize::try_from(offset % PAGE as u64).unwrap_or(0))
 }
 
 impl Default for MemoryDisk {
@@ -242,12 +181,12 @@ impl MemoryDisk {
             return false;
         };
         for pages in [&mut content.visible, &mut content.flushed] {
-            if bit / 8 < pages.len {
+            if bit / 8 < pages.len() {
                 let byte = pages.read(bit / 8, 1)[0] ^ (1 << (bit % 8));
                 pages.write(bit / 8, &[byte]);
             }
         }
-        bit / 8 < content.visible.len
+        bit / 8 < content.visible.len()
     }
 
     fn observed(&self, step: Step) {
@@ -301,7 +240,7 @@ impl Content {
             left.pop();
         }
         for write in left {
-            self.flushed.apply(write);
+            write.apply(&mut self.flushed);
         }
         if let Some(torn) = torn {
             self.tear(torn, random);
@@ -316,7 +255,7 @@ impl Content {
         let grown = random.below(2) == 0;
         let garbage = random.below(8) == 0;
         let only_beginning = random.below(2) == 0;
-        let old_len = self.flushed.len;
+        let old_len = self.flushed.len();
         let mut at = *offset;
         while at < end {
             let next = (at / SECTOR * SECTOR + SECTOR).min(end);
@@ -378,7 +317,7 @@ impl State {
 
     /// Bytes that files have, counted by their lengths as a file system that reserves would.
     fn used(&self) -> u64 {
-        self.names.values().filter_map(|file| self.files.get(file)).map(|content| content.visible.len).sum()
+        self.names.values().filter_map(|file| self.files.get(file)).map(|content| content.visible.len()).sum()
     }
 
     /// Forgets the content of files that no name leads to, now or after a power loss, and nobody holds open.
@@ -539,10 +478,10 @@ impl MemoryFile {
                 Write::Bytes(offset, bytes) => offset + bytes.len() as u64,
                 Write::SetLen(len) | Write::Grow(len) => *len,
             };
-            if used.saturating_add(end.saturating_sub(content.visible.len)) > capacity {
+            if used.saturating_add(end.saturating_sub(content.visible.len())) > capacity {
                 return Err(full());
             }
-            content.visible.apply(&write);
+            write.apply(&mut content.visible);
             content.unsynced.push(write);
         }
         self.disk.observed(Step::Write);
@@ -584,7 +523,7 @@ impl File for MemoryFile {
     async fn len(&self) -> Result<u64, Error> {
         let state = self.disk.0.lock();
         state.check("measure", &self.path)?;
-        Ok(state.files.get(&self.file).map_or(0, |content| content.visible.len))
+        Ok(state.files.get(&self.file).map_or(0, |content| content.visible.len()))
     }
 
     async fn sync_data(&self) -> Result<(), Error> {

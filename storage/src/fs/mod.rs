@@ -13,6 +13,7 @@ use crate::Error;
 
 pub mod faulty;
 pub mod memory;
+mod pages;
 pub mod real;
 
 pub use faulty::FaultyDisk;

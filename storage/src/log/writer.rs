@@ -11,13 +11,12 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use kubemq_runtime::Instant;
 use kubemq_runtime::sync::oneshot;
 
-use super::Done;
-use super::entry::{Entry, LogId};
-use super::frame::{FRAME_HEAD, Frame, GROUP_HEAD, Group, Kind};
+use super::frame::{Frame, GROUP_HEAD, Group, Kind};
+use super::group::{Gathered, Item, Placed, mark};
 use super::hard_state::HardState;
 use super::keeper::{KeeperJob, Spare};
 use super::position::Sampler;
@@ -30,16 +29,6 @@ use crate::Error;
 
 /// How long nothing may be written before the writer notes that everything is synced.
 const IDLE: Duration = Duration::from_millis(100);
-/// Payloads up to this size are copied beside their frame's head: cheaper than one more piece to write.
-const COPIED: usize = 256;
-
-/// One thing to write, or to do once everything before it is synced.
-enum Item {
-    Entry(Entry, u64),
-    Frame(Frame, Option<u64>),
-    Done(Done),
-    Close(Done),
-}
 
 pub(crate) struct Writer {
     shared: Arc<Shared>,
@@ -63,76 +52,6 @@ impl Drop for EndsLog {
         // Callbacks that are dropped here unanswered belong to a node that is being torn down.
         drop(self.0.inbox.close(Error::Closed));
         self.0.close_queues();
-    }
-}
-
-/// A group that is being gathered.
-struct Gathered {
-    pieces: Vec<Bytes>,
-    small: BytesMut,
-    length: u64,
-    checksums: u32,
-    frames: Vec<Placed>,
-    done: Vec<Done>,
-    close: Option<Done>,
-    bytes: u64,
-}
-
-/// A frame and where it goes, counted from the group's first frame.
-struct Placed {
-    frame: Frame,
-    at: u64,
-    /// For an entry, a truncation or a purge: the epoch in which it was asked for.
-    epoch: Option<u64>,
-}
-
-impl Item {
-    /// Returns the bytes that it will take in a file, when it is written.
-    fn size(&self) -> Option<u64> {
-        match self {
-            Self::Entry(entry, _) => Some((FRAME_HEAD + entry.parts.as_bytes().len()) as u64),
-            Self::Frame(frame, _) => Some(frame.size()),
-            Self::Done(_) | Self::Close(_) => None,
-        }
-    }
-}
-
-/// A frame that says nothing: what matters is the head of its group.
-fn mark() -> Item {
-    Item::Frame(Frame::new(Kind::Mark, LogId::default(), Bytes::new()), None)
-}
-
-impl Gathered {
-    fn new() -> Self {
-        Self {
-            // The head goes first, when everything else is known.
-            pieces: vec![Bytes::new()],
-            small: BytesMut::new(),
-            length: 0,
-            checksums: 0,
-            frames: Vec::new(),
-            done: Vec::new(),
-            close: None,
-            bytes: 0,
-        }
-    }
-
-    fn push(&mut self, frame: Frame, epoch: Option<u64>) {
-        let checksum = frame.encode_head(&mut self.small);
-        self.checksums = crc32c::crc32c_append(self.checksums, &checksum.to_le_bytes());
-        if frame.payload.len() <= COPIED {
-            self.small.extend_from_slice(&frame.payload);
-        } else {
-            self.pieces.push(self.small.split().freeze());
-            self.pieces.push(frame.payload.clone());
-        }
-        let at = self.length;
-        self.length += frame.size();
-        self.frames.push(Placed { frame, at, epoch });
-    }
-
-    fn is_empty(&self) -> bool {
-        self.frames.is_empty()
     }
 }
 
