@@ -115,7 +115,7 @@ fn every_value_counts() {
         ("time", History { time: 8, ..usual.clone() }),
         ("epoch", History { epoch: 2, ..usual.clone() }),
         ("origin", History { origin: 2, ..usual.clone() }),
-        ("results", History { beats: 1, ..usual.clone() }),
+        ("results", History { beats: 1, ..usual }),
     ];
     let mut seen: BTreeMap<u64, &str> = BTreeMap::new();
     for (what, history) in &all {
