@@ -50,6 +50,10 @@ pub struct Options {
     pub keep_bytes: u64,
     /// How often a leader of more than one voter puts the time into the log when it has nothing else to put.
     pub beat: Duration,
+    /// Lets a leader that comes back go on in its old term, which loses acknowledged writes after a power loss. It is
+    /// never set but by the simulation, to show that it would notice.
+    #[doc(hidden)]
+    pub leader_restore: bool,
 }
 
 impl Options {
@@ -72,6 +76,7 @@ impl Options {
             snapshot_idle: Duration::from_secs(60),
             keep_bytes: 1 << 30,
             beat: Duration::from_secs(1),
+            leader_restore: false,
         }
     }
 
@@ -86,7 +91,7 @@ impl Options {
             enable_pre_vote: Some(true),
             // A leader that comes back in its old term may have lost entries that its followers hold: it would
             // put other content under their log ids.
-            enable_leader_restore: Some(false),
+            enable_leader_restore: Some(self.leader_restore),
             // A follower that lost its log comes back under a new id instead.
             allow_log_reversion: Some(false),
             // Snapshots and purges are triggered here, by bytes; a snapshot is sent exactly when a needed entry

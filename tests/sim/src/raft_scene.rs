@@ -276,6 +276,7 @@ impl Program for Recording {
             options.snapshot_bytes = sizes.snapshot;
             options.keep_bytes = sizes.keep;
             options.snapshot_idle = Duration::from_secs(5);
+            options.leader_restore = plant == Plant::LeaderRestore;
             let raft =
                 kubemq_raft::start::<SimRuntime>(options, log.clone(), snapshots, machine, peers, runtime.clone());
             let raft = raft.await.map_err(|error| chained(&error))?;
