@@ -19,16 +19,25 @@ use std::process::ExitCode;
 
 /// A message broker: durable queues from one command
 #[derive(Debug, clap::Parser)]
-#[command(name = "kubemq", version, arg_required_else_help = true, after_help = "Examples:
+#[command(
+    name = "kubemq",
+    version,
+    disable_version_flag = true,
+    arg_required_else_help = true,
+    after_help = "Examples:
   kubemq server                                start a broker, data in ./kubemq-data
   kubemq queues send orders 'one espresso'     send a message
   kubemq queues receive orders                 receive it
   kubemq doctor                                measure the disk, check a stopped node's files
 
-Each command has its own --help with examples and exit codes.")]
+Each command has its own --help with examples and exit codes."
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Print version
+    #[arg(short, visible_short_alias = 'V', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -87,5 +96,9 @@ mod tests {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
         assert!(Cli::try_parse_from(["kubemq", "serv"]).is_err());
+        for version in ["-v", "-V", "--version"] {
+            let told = Cli::try_parse_from(["kubemq", version]).unwrap_err();
+            assert_eq!(told.kind(), clap::error::ErrorKind::DisplayVersion, "{version}");
+        }
     }
 }

@@ -70,11 +70,7 @@ impl Checked {
             api: Api { address: self.address(&keys::API_BIND, &keys::API_PORT) },
             log: Logging { level: self.text(&keys::LOG_LEVEL), format },
             queue: self.queue(),
-            memory: Memory {
-                ingest_bytes: self.size(&keys::INGEST),
-                tail_cache_bytes: self.number(&keys::TAIL_CACHE),
-                index_bytes: self.number(&keys::INDEX),
-            },
+            memory: Memory { tail_cache_bytes: self.number(&keys::TAIL_CACHE), index_bytes: self.number(&keys::INDEX) },
             grace: Duration::from_secs(self.number(&keys::GRACE)),
             warnings,
             file,
@@ -160,7 +156,7 @@ mod tests {
     #[test]
     fn each_variable_reaches_its_setting() {
         type Read = fn(&Config) -> String;
-        let rows: [(&str, &str, Read); 19] = [
+        let rows: [(&str, &str, Read); 18] = [
             ("HOST", "1.node", |config| config.host.clone()),
             ("STORE_STORE_PATH", "/data/x", |config| config.data.display().to_string()),
             ("STORE_SEGMENT_SIZE", "1048576", |config| config.segment_bytes.to_string()),
@@ -178,7 +174,6 @@ mod tests {
             ("QUEUE_MAX_RECEIVE_COUNT", "10", |config| config.queue.max_receive_count.to_string()),
             ("QUEUE_MAX_VISIBILITY_SECONDS", "11", |config| config.queue.max_visibility_seconds.to_string()),
             ("QUEUE_DEFAULT_VISIBILITY_SECONDS", "12", |config| config.queue.default_visibility_seconds.to_string()),
-            ("LIMITS_INGEST", "2097152", |config| config.memory.ingest_bytes.to_string()),
             ("SHUTDOWN_GRACE_SECONDS", "13", |config| config.grace.as_secs().to_string()),
         ];
         for (name, text, read) in rows {

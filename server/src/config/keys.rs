@@ -277,18 +277,6 @@ pub static QUEUE_DEFAULT_VISIBILITY: Key = queue(
     "How long a stream's message stays hidden when the stream gives no time.",
 );
 
-/// Bytes of requests that are being received.
-pub static INGEST: Key = Key {
-    name: "limits.ingest",
-    aliases: &[],
-    env: &["LIMITS_INGEST"],
-    kind: Kind::Bytes { min: MIB, max: 64 * GIB },
-    default: "256MiB",
-    doc: "Memory for requests that are being received. A call past 64 KiB waits for its share; one call may always \
-          hold one message.",
-    since: "0.1",
-};
-
 /// Bytes of the log's tail in memory.
 pub static TAIL_CACHE: Key = Key {
     name: "limits.tailCache",
@@ -344,7 +332,6 @@ pub static KEYS: &[&Key] = &[
     &QUEUE_RECEIVES,
     &QUEUE_MAX_VISIBILITY,
     &QUEUE_DEFAULT_VISIBILITY,
-    &INGEST,
     &TAIL_CACHE,
     &INDEX,
     &GRACE,
@@ -427,7 +414,7 @@ fn number(key: &Key, text: &str, min: u64, max: u64, unit: &str) -> Result<u64, 
         let leaf = key.name.rsplit('.').next().unwrap_or(key.name);
         let mut letters = leaf.chars();
         let field: String = letters.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(letters).collect();
-        return Err(format!("{field} cannot be negative"));
+        return Err(format!("{field} cannot be negative, it is {number}"));
     }
     match u64::try_from(number) {
         Ok(number) if (min..=max).contains(&number) => Ok(number),
@@ -501,20 +488,20 @@ mod tests {
             (&GRPC_BIND, "localhost", no("\"localhost\" is not the address of a network interface, such as 127.0.0.1")),
             (&QUEUE_DELAY, "0", yes("0")),
             (&QUEUE_DELAY, " 7 ", yes("7")),
-            (&QUEUE_DELAY, "-1", no("MaxDelaySeconds cannot be negative")),
+            (&QUEUE_DELAY, "-1", no("MaxDelaySeconds cannot be negative, it is -1")),
             (&QUEUE_DELAY, "2147483648", no("2147483648 is out of bounds, it must be 0 to 2147483647 seconds")),
             (&QUEUE_DELAY, "1.5", no("\"1.5\" is not a whole number of seconds")),
-            (&INGEST, "1048576", yes("1048576")),
-            (&INGEST, "2 MiB", yes("2097152")),
-            (&INGEST, "1gb", yes("1073741824")),
-            (&INGEST, "4KiB", no("4KiB is out of bounds, it must be 1MiB to 64GiB")),
+            (&TAIL_CACHE, "1048576", yes("1048576")),
+            (&TAIL_CACHE, "2 MiB", yes("2097152")),
+            (&TAIL_CACHE, "1gb", yes("1073741824")),
+            (&TAIL_CACHE, "4KiB", no("4KiB is out of bounds, it must be 1MiB to 64GiB")),
             (
-                &INGEST,
+                &TAIL_CACHE,
                 "99999999999999999999GiB",
                 no("\"99999999999999999999GiB\" is not a size, such as 1048576, 512KiB, 64MiB or 2GiB"),
             ),
-            (&INGEST, "MiB", no("\"MiB\" is not a size, such as 1048576, 512KiB, 64MiB or 2GiB")),
-            (&INGEST, "5 parsecs", no("\"5 parsecs\" is not a size, such as 1048576, 512KiB, 64MiB or 2GiB")),
+            (&TAIL_CACHE, "MiB", no("\"MiB\" is not a size, such as 1048576, 512KiB, 64MiB or 2GiB")),
+            (&TAIL_CACHE, "5 parsecs", no("\"5 parsecs\" is not a size, such as 1048576, 512KiB, 64MiB or 2GiB")),
             (&LOG_LEVEL, "2", yes("info")),
             (&LOG_LEVEL, "INFO", yes("info")),
             (&LOG_LEVEL, "6", no("6 is not a log level: 0 to 5")),

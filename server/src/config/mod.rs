@@ -90,8 +90,6 @@ pub enum LogFormat {
 /// Bounds of memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Requests that are being received, in bytes.
-    pub ingest_bytes: usize,
     /// The newest part of the log, in bytes.
     pub tail_cache_bytes: u64,
     /// The index of stored messages, in bytes.

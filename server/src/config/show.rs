@@ -113,14 +113,23 @@ mod tests {
     }
 
     #[test]
+    fn the_example_in_the_repository_is_current() {
+        let kept = include_str!("../../../deploy/config.example.yaml");
+        assert!(
+            kept == example(),
+            "deploy/config.example.yaml is stale: kubemq config example > deploy/config.example.yaml"
+        );
+    }
+
+    #[test]
     fn each_value_is_shown_with_its_origin() {
         let mut sources = Sources::default();
-        sources.environment.insert("LIMITS_INGEST".to_owned(), "1073741824".to_owned());
+        sources.environment.insert("LIMITS_TAIL_CACHE".to_owned(), "1073741824".to_owned());
         sources.assignment("--set", "grpc.port=0").unwrap();
         let lines = listing(&Config::load(&sources).unwrap());
         let find =
             |key: &str| lines.iter().find(|line| line.key == key).map(|line| (line.value.clone(), line.origin.clone()));
-        assert_eq!(find("limits.ingest"), Some(("1GiB".into(), "environment LIMITS_INGEST".into())));
+        assert_eq!(find("limits.tailCache"), Some(("1GiB".into(), "environment LIMITS_TAIL_CACHE".into())));
         assert_eq!(find("grpc.port"), Some(("0".into(), "flag --set grpc.port".into())));
         assert_eq!(find("api.port"), Some(("8080".into(), "default".into())));
         assert_eq!(lines.len(), KEYS.len());
