@@ -204,7 +204,6 @@ impl Batcher {
                 }
                 state.proposing = true;
                 state.in_flight += 1;
-                state.last = self.0.runtime.clock.now();
                 entry
             };
             if !self.hand_over(entry) {
@@ -215,6 +214,7 @@ impl Batcher {
 
     /// Hands one entry to consensus. Returns whether the next may follow at once.
     fn hand_over(&self, entry: Vec<Waiting>) -> bool {
+        self.0.state.lock().last = self.0.runtime.clock.now();
         let parts: Parts = batch::encode(entry.iter().map(|waiting| &waiting.batch));
         let proposal = Proposal { time: self.0.time.stamp(), parts };
         let done = Done { batcher: self.clone(), entry: Some(entry) };
@@ -320,3 +320,6 @@ impl State {
         queue
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,8 +20,11 @@ pub mod network;
 pub mod node;
 mod options;
 mod snapshot;
+mod snapshot_file;
 mod state_machine;
 mod status;
+#[cfg(test)]
+mod suite;
 mod time;
 mod types;
 mod watch;

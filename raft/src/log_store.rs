@@ -43,6 +43,14 @@ impl<R> LogStore<R> {
         entries.into_iter().map(|entry| types::raft_entry(entry).map_err(io::Error::other)).collect()
     }
 
+    /// Returns the index of the first entry, or where it would be.
+    fn first(&self) -> u64 {
+        match self.log.state().purged {
+            Some(purged) => purged.index + 1,
+            None => self.log.segments().iter().filter_map(|segment| segment.first).min().unwrap_or(0),
+        }
+    }
+
     /// The indexes of `range`, as far as there are entries.
     fn bounds(&self, range: &impl RangeBounds<u64>) -> (u64, u64) {
         let from = match range.start_bound() {
@@ -71,7 +79,9 @@ impl<R: AsyncRuntime> RaftLogReader<Types<R>> for LogStore<R> {
         &mut self,
         range: RB,
     ) -> Result<Vec<Entry>, io::Error> {
-        let (mut from, to) = self.bounds(&range);
+        let (from, to) = self.bounds(&range);
+        // What is not there is left out.
+        let mut from = from.max(self.first());
         let mut entries = self.entries(from, to, u64::MAX).await?;
         while let Some(last) = entries.last().map(|entry| entry.log_id.index)
             && last + 1 < to

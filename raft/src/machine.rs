@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{FutureExt, Stream, StreamExt};
-use kubemq_runtime::{Instant, OnFailure, Runtime, chain, sync};
+use kubemq_runtime::{Instant, Runtime, chain, sync};
 use kubemq_storage::log::Log;
 use kubemq_storage::snapshot::Snapshots;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
@@ -21,8 +21,10 @@ use parking_lot::Mutex;
 
 use crate::error::Error;
 use crate::snapshot::{Incoming, Outgoing};
-use crate::state_machine::{Committed, SnapshotSource, StateMachine};
-use crate::types::{self, Entry, LogId, Malformed, SnapshotMeta, StoredMembership, Types};
+use crate::snapshot_file;
+use crate::state_machine::{Committed, RestoreError, SnapshotSource, StateMachine};
+use crate::status::Member;
+use crate::types::{self, Entry, LeaderId, LogId, Malformed, SnapshotMeta, StoredMembership, Types};
 
 /// Entries applied under one lock at most.
 const CHUNK_ENTRIES: usize = 1024;
@@ -173,11 +175,16 @@ impl<R: AsyncRuntime, M: StateMachine> Machine<R, M> {
     }
 
     /// Replaces the state by a verified snapshot.
-    pub(crate) fn restore(&self, meta: Meta, chunks: Vec<Bytes>) -> Result<(), Error> {
-        let mut state = self.state.lock();
-        state.machine.restore(chunks)?;
-        state.meta = meta;
-        Ok(())
+    pub(crate) async fn restore(&self, meta: Meta, chunks: Vec<Bytes>) -> Result<(), Error> {
+        let state = Arc::clone(&self.state);
+        let restore = move || {
+            let mut state = state.lock();
+            state.machine.restore(chunks)?;
+            state.meta = meta;
+            Ok(())
+        };
+        let task = self.shared.runtime.tasks.compute("snapshot-restore", restore);
+        task.await.map_err(|_| RestoreError("it panicked".to_owned()))?
     }
 
     fn apply_chunk(&self, chunk: &mut Chunk<R>) -> Result<(), io::Error> {
@@ -296,7 +303,7 @@ impl<R: AsyncRuntime> Chunk<R> {
 
 impl<R: AsyncRuntime, M: StateMachine> RaftStateMachine<Types<R>> for Machine<R, M> {
     type SnapshotData = Handle;
-    type SnapshotBuilder = Prepared;
+    type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
         let state = self.state.lock();
@@ -327,36 +334,29 @@ impl<R: AsyncRuntime, M: StateMachine> RaftStateMachine<Types<R>> for Machine<R,
         Ok(())
     }
 
-    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Prepared> {
-        self.shared.facts.lock().prepared.take().map(Prepared)
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        if force {
+            return Some(self.get_snapshot_builder().await);
+        }
+        self.shared.facts.lock().prepared.take().map(Builder::Prepared)
     }
 
-    async fn get_snapshot_builder(&mut self) -> Prepared {
-        // Not called by this version, which asks with `try_create_snapshot_builder`: what exists is the answer.
-        Prepared(self.shared.facts.lock().durable.clone().unwrap_or_default())
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        // Asked for only while the node starts: what is applied then was read from the files.
+        Builder::Moment(Arc::clone(&self.shared), Box::new(Mutex::new(Some(self.moment()))))
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Handle) -> Result<(), io::Error> {
         let Handle::Incoming(incoming) = snapshot else {
             return Err(io::Error::other("a snapshot that was not received cannot be installed"));
         };
-        let machine = self.clone();
-        let meta = meta.clone();
-        // The disk is touched on a thread of its own.
-        let install = async move {
-            let result = machine.install(meta, *incoming).await;
-            if let Err(error) = &result {
-                tracing::error!(error = %chain(error), "snapshot could not be installed");
-            }
-            result
-        };
-        let task = self.shared.runtime.tasks.dedicated("snapshot-install", OnFailure::StopNode, install);
-        task.await.map_err(io::Error::other)?.map_err(io::Error::other)
+        self.install(meta.clone(), *incoming).await.map_err(|error| {
+            tracing::error!(error = %chain(&error), "snapshot could not be installed");
+            io::Error::other(error)
+        })
     }
 
-    async fn get_current_snapshot(
-        &mut self,
-    ) -> Result<Option<Snapshot<types::LeaderId, u64, crate::Member, Handle>>, io::Error> {
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<LeaderId, u64, Member, Handle>>, io::Error> {
         let (running, durable) = {
             let facts = self.shared.facts.lock();
             (facts.running, facts.durable.clone())
@@ -386,7 +386,7 @@ impl<R: AsyncRuntime, M: StateMachine> Machine<R, M> {
         let mut meta = incoming.meta;
         meta.raft = raft;
         let bytes = loaded.chunks.iter().map(|chunk| chunk.len() as u64).sum();
-        self.restore(meta.clone(), loaded.chunks)?;
+        self.restore(meta.clone(), loaded.chunks).await?;
         if let Some(id) = &meta.raft.last_log_id {
             self.shared.log.save_snapshot_pointer(types::stored_id(id), &file.name).await?;
             self.shared.log.applied(id.index);
@@ -399,13 +399,25 @@ impl<R: AsyncRuntime, M: StateMachine> Machine<R, M> {
     }
 }
 
-/// A snapshot that was written already.
-pub(crate) struct Prepared(Meta);
+/// Gives openraft a snapshot.
+pub(crate) enum Builder {
+    /// It was written already.
+    Prepared(Meta),
+    /// It is to be written.
+    Moment(Arc<Shared>, Box<Mutex<Option<Moment>>>),
+}
 
-impl<R: AsyncRuntime> RaftSnapshotBuilder<Types<R>> for Prepared {
+impl<R: AsyncRuntime> RaftSnapshotBuilder<Types<R>> for Builder {
     type SnapshotData = Handle;
 
-    async fn build_snapshot(&mut self) -> Result<Snapshot<types::LeaderId, u64, crate::Member, Handle>, io::Error> {
-        Ok(Snapshot { meta: self.0.raft.clone(), snapshot: Handle::Known })
+    async fn build_snapshot(&mut self) -> Result<Snapshot<LeaderId, u64, Member, Handle>, io::Error> {
+        let meta = match self {
+            Self::Prepared(meta) => meta.clone(),
+            Self::Moment(shared, moment) => {
+                let moment = moment.lock().take().ok_or_else(|| io::Error::other("built already"))?;
+                snapshot_file::write(shared, moment).await.map_err(io::Error::other)?.meta
+            }
+        };
+        Ok(Snapshot { meta: meta.raft, snapshot: Handle::Known })
     }
 }

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kubemq_runtime::chain;
 use kubemq_runtime::sync::{mpsc, oneshot};
-use kubemq_runtime::{OnFailure, chain};
 use kubemq_storage::log::{Log, SegmentInfo};
 
 use crate::batcher::Batcher;
@@ -16,6 +16,7 @@ use crate::core::{Engine, Mark};
 use crate::error::Error;
 use crate::machine::{Meta, Shared};
 use crate::options::Options;
+use crate::snapshot_file::{self, Wrote};
 use crate::state_machine::Living;
 use crate::status::Status;
 use crate::types;
@@ -101,34 +102,12 @@ impl Maintenance {
         }
         // What is derived from entries must not be durable before they are.
         self.shared.log.synced(id.index).await?;
-        let meta = moment.meta.clone();
-        let (log, snapshots) = (self.shared.log.clone(), self.shared.snapshots.clone());
-        let write = async move {
-            let segments = log.segments();
-            let dead = dead(segments, moment.living.living());
-            drop(moment.living);
-            let mut bytes = 0_u64;
-            let mut writer = snapshots.begin(moment.meta.encode()).await?;
-            for chunk in moment.chunks.chunks() {
-                bytes += chunk.len() as u64;
-                if let Err(error) = writer.push(chunk).await {
-                    writer.abandon().await;
-                    return Err(error);
-                }
-            }
-            let file = writer.finish().await?;
-            log.save_snapshot_pointer(id, &file.name).await?;
-            Ok((dead, bytes))
-        };
-        let task = self.shared.runtime.tasks.dedicated("snapshot-write", OnFailure::Log, write);
-        let (dead, bytes) = task.await.map_err(|_| Error::Stopped("a snapshot's thread ended".to_owned()))??;
+        let Wrote { meta, bytes, dead } = snapshot_file::write(&self.shared, moment).await?;
         self.dead = dead;
         {
             let mut facts = self.shared.facts.lock();
             facts.written.bytes = facts.written.bytes.saturating_sub(before.bytes);
             facts.written.operations = facts.written.last > before.last;
-            facts.durable = Some(meta.clone());
-            facts.durable_bytes = bytes;
             facts.prepared = Some(meta);
         }
         drop(writing);

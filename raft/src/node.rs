@@ -121,25 +121,23 @@ async fn claim(log: &Log, node: u64) -> Result<(), Error> {
 /// Loads the snapshot that the log's pointer names, and returns the segments in which nothing of it lives.
 async fn restore<R: AsyncRuntime, M: StateMachine>(machine: &Machine<R, M>) -> Result<Vec<SegmentInfo>, Error> {
     let Some((_, name)) = machine.shared.log.state().snapshot else { return Ok(Vec::new()) };
-    let snapshots = machine.shared.snapshots.clone();
-    // The disk is touched on a thread of its own.
-    let load = async move {
-        if let Some(file) = snapshots.find(&name) {
-            match snapshots.read(&file).await {
-                Ok(loaded) => return Ok(Some(loaded)),
-                Err(error) => tracing::error!(snapshot = name, error = %chain(&error), "snapshot cannot be read"),
-            }
+    let snapshots = &machine.shared.snapshots;
+    let mut loaded = None;
+    if let Some(file) = snapshots.find(&name) {
+        match snapshots.read(&file).await {
+            Ok(found) => loaded = Some(found),
+            Err(error) => tracing::error!(snapshot = name, error = %chain(&error), "snapshot cannot be read"),
         }
-        snapshots.latest_valid().await
-    };
-    let task = machine.shared.runtime.tasks.dedicated("snapshot-load", OnFailure::Log, load);
-    let loaded = task.await.map_err(|_| Error::Stopped("a snapshot's thread ended".to_owned()))??;
+    }
+    if loaded.is_none() {
+        loaded = snapshots.latest_valid().await?;
+    }
     let Some(Loaded { meta, chunks, .. }) = loaded else {
         return Err(RestoreError("the log names a snapshot, and there is none".to_owned()).into());
     };
     let meta = Meta::decode(meta).map_err(|error| RestoreError(error.to_string()))?;
     let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-    machine.restore(meta.clone(), chunks)?;
+    machine.restore(meta.clone(), chunks).await?;
     let source = machine.state.lock().machine.snapshot();
     let dead = maintenance::dead(machine.shared.log.segments(), source.living());
     let mut facts = machine.shared.facts.lock();
@@ -414,20 +412,24 @@ impl Node {
             committed: self.0.engine.applied(),
             lease: self.0.shared.lease(0),
         };
-        self.0.runtime.tasks.dedicated("snapshot-receive", OnFailure::Log, snapshot.run(requests));
+        self.0.runtime.tasks.spawn("snapshot-receive", OnFailure::Log, snapshot.run(requests));
         let replies = stream::unfold(receiver, |mut receiver: mpsc::Receiver<Result<Frame, PeerError>>| async move {
             receiver.recv().await.map(|reply| (reply, receiver))
         });
         replies.boxed()
     }
 
-    /// Stops: hands leadership over where there is somebody, refuses what waits, and ends every task of this
-    /// crate. The log stays open.
+    /// Hands leadership over where there is somebody, then stops.
     pub async fn shutdown(&self) {
         let status = self.status();
         if status.leads() && status.voters.len() > 1 {
             self.hand_over(&status).await;
         }
+        self.stop().await;
+    }
+
+    /// Stops at once: refuses what waits, and ends every task of this crate. The log stays open.
+    pub async fn stop(&self) {
         self.0.batcher.stop();
         let tasks = std::mem::take(&mut *self.0.tasks.lock());
         drop(tasks);

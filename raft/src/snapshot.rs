@@ -269,7 +269,7 @@ pub(crate) struct Receiver {
 }
 
 impl Receiver {
-    /// Receives one snapshot. Touches the disk: runs on a thread of its own.
+    /// Receives one snapshot.
     pub(crate) async fn run(self, requests: Replies) {
         let replies = self.replies.clone();
         if let Err(error) = self.receive(requests).await {

@@ -1,0 +1,46 @@
+//! Writes a node's own snapshot: the file first, then the pointer in the log.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kubemq_storage::log::SegmentInfo;
+
+use crate::error::Error;
+use crate::machine::{Meta, Moment, Shared};
+use crate::maintenance;
+use crate::types;
+
+/// What was written.
+pub(crate) struct Wrote {
+    pub(crate) meta: Meta,
+    /// Bytes of the state.
+    pub(crate) bytes: u64,
+    /// Sealed segments in which nothing of the state lies.
+    pub(crate) dead: Vec<SegmentInfo>,
+}
+
+/// Writes `moment`, whose entries must be synced here.
+pub(crate) async fn write(shared: &Shared, moment: Moment) -> Result<Wrote, Error> {
+    let Moment { meta, chunks, living } = moment;
+    let segments = shared.log.segments();
+    let mark = move || maintenance::dead(segments, living.living());
+    let marked = shared.runtime.tasks.compute("snapshot-mark", mark);
+    let dead = marked.await.map_err(|_| Error::Stopped("marking what lives panicked".to_owned()))?;
+    let bytes = Arc::new(AtomicU64::new(0));
+    let counted = {
+        let bytes = Arc::clone(&bytes);
+        chunks.chunks().inspect(move |chunk| {
+            bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        })
+    };
+    let file = shared.snapshots.write(meta.encode(), counted).await?;
+    if let Some(id) = &meta.raft.last_log_id {
+        shared.log.save_snapshot_pointer(types::stored_id(id), &file.name).await?;
+    }
+    let bytes = bytes.load(Ordering::Relaxed);
+    let mut facts = shared.facts.lock();
+    facts.durable = Some(meta.clone());
+    facts.durable_bytes = bytes;
+    drop(facts);
+    Ok(Wrote { meta, bytes, dead })
+}
