@@ -188,6 +188,11 @@ impl Log {
         let (done, result) = callback();
         let pushed = {
             let mut index = self.0.shared.index.lock();
+            let end = index.state.last.map(|end| end.index);
+            if last.is_some_and(|last| end.is_none_or(|end| last.index >= end)) {
+                // There is nothing after it.
+                return Ok(());
+            }
             let purged = index.state.purged;
             index.truncate_from(last.map_or(0, |last| last.index + 1));
             let kept = last.filter(|last| purged.is_none_or(|purged| purged.index < last.index));
