@@ -292,7 +292,7 @@ impl Recovery<'_> {
         })
         .await?;
         // What was caught before its sync is offered from now on, so it must stay.
-        found.file.sync_data().await?;
+        self.make_durable(found, &scan, len, false).await?;
         self.index.bodies.extend(ranges.ranges);
         self.insert(found, range, scan.end, true);
         Ok(())
