@@ -140,8 +140,14 @@ pub(crate) fn encode<'a>(batches: impl Iterator<Item = &'a Batch> + Clone) -> Pa
         number: batch.number,
         operations: u16::try_from(batch.operations.len()).unwrap_or(u16::MAX),
     });
+    let envelope = Envelope { batches: headers.collect() }.encode();
     let mut builder = Parts::builder();
-    builder.push(&Envelope { batches: headers.collect() }.encode());
+    // An entry of the usual size would otherwise be copied several times while its buffer grows.
+    let (parts, bytes) = batches
+        .clone()
+        .fold((1, envelope.len()), |(parts, bytes), batch| (parts + batch.operations.len(), bytes + batch.bytes()));
+    builder.reserve(parts, bytes);
+    builder.push(&envelope);
     for operation in batches.flat_map(|batch| &batch.operations) {
         builder.push(operation);
     }

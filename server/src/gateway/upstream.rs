@@ -48,7 +48,9 @@ where
     let mut upstream = Upstream::new(gateway);
     let mut end = None;
     loop {
-        if upstream.is_idle()
+        // Without a leader nothing that waits can be finished before the node has stopped.
+        let gives_up = upstream.leaderless && matches!(end, Some(Ok(Ended::Stopped)));
+        if (upstream.is_idle() || gives_up)
             && let Some(end) = end
         {
             return end;
