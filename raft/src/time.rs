@@ -14,6 +14,8 @@ use parking_lot::Mutex;
 
 /// Time moves towards the wall clock by one part in so many.
 const SLEW: u64 = 1000;
+/// How many of its own latest stamps a node recognises when they come back; at most two entries are in flight.
+const OWN: usize = 4;
 /// The least time between two moves towards the wall clock.
 const SLEW_EVERY: Duration = Duration::from_millis(1);
 
@@ -32,6 +34,8 @@ struct Line {
     last: u64,
     /// The greatest LogTime that was heard or given.
     stamped: u64,
+    /// The latest stamps that were given here, the newest last.
+    own: [u64; OWN],
     /// The greatest time that was shown to anybody.
     shown: u64,
     /// Whether a running node kept time: then the wall clock has no say but to slew.
@@ -45,7 +49,8 @@ impl ClusterTime {
     #[must_use]
     pub fn new(clock: Clock, last: u64) -> Self {
         let heard = clock.now();
-        let line = Line { base: last, heard, last, stamped: last, shown: last, running: false, steering: None };
+        let line =
+            Line { base: last, heard, last, stamped: last, own: [0; OWN], shown: last, running: false, steering: None };
         Self { clock, line: Arc::new(Mutex::new(line)) }
     }
 
@@ -65,6 +70,8 @@ impl ClusterTime {
         }
         let stamp = line.show(&self.clock).max(line.stamped.saturating_add(1));
         line.stamped = stamp;
+        line.own.rotate_left(1);
+        line.own[OWN - 1] = stamp;
         line.shown = stamp;
         stamp
     }
@@ -92,8 +99,10 @@ impl ClusterTime {
         let mut line = self.line.lock();
         if time > line.last {
             line.last = time;
-            if line.steering.is_some() && time <= line.stamped {
-                // A leader hears its own stamps, each a little late: going on from them would slow time down.
+            // A leader hears its own stamps, each a little late, the first ones even before it knows that it
+            // leads: going on from them would slow time down, and the wall clock of the next start would make
+            // up for it at once.
+            if line.own.contains(&time) || (line.steering.is_some() && time <= line.stamped) {
                 return;
             }
             line.base = time;
@@ -295,6 +304,18 @@ mod tests {
             clock.pass(SECOND / 1000);
         }
         assert_eq!(time.now(), 102 * SECOND);
+    }
+
+    #[test]
+    fn stamps_that_come_back_before_the_leader_knows_cost_no_time() {
+        let clock = Manual::at(100 * SECOND);
+        let time = clock.time(0);
+        let stamp = time.stamp();
+        assert_eq!(stamp, 100 * SECOND);
+        clock.pass(SECOND / 10);
+        time.hear(stamp);
+        time.lead(true);
+        assert_eq!(time.now(), 100 * SECOND + SECOND / 10);
     }
 
     #[test]
