@@ -202,29 +202,66 @@ impl Client {
     }
 
     /// Opens a `StreamQueueMessage` stream.
+    ///
+    /// # Panics
+    ///
+    /// Panics when the server does not answer.
     pub async fn stream(&self) -> OldStream {
+        self.try_stream().await.unwrap_or_else(|status| panic!("StreamQueueMessage failed: {status}"))
+    }
+
+    /// Opens a `StreamQueueMessage` stream.
+    ///
+    /// # Errors
+    ///
+    /// The status that the server answers.
+    pub async fn try_stream(&self) -> Result<OldStream, Status> {
         let (requests, receiver) = mpsc::channel(64);
         let mut api = self.api.clone();
-        let responses =
-            called("StreamQueueMessage", Box::pin(api.stream_queue_message(ReceiverStream::new(receiver)))).await;
-        Duplex { requests: Some(requests), responses }
+        let responses = Box::pin(api.stream_queue_message(ReceiverStream::new(receiver))).await?.into_inner();
+        Ok(Duplex { requests: Some(requests), responses })
     }
 
     /// Opens a `QueuesUpstream` stream.
+    ///
+    /// # Panics
+    ///
+    /// Panics when the server does not answer.
     pub async fn upstream(&self) -> Upstream {
+        self.try_upstream().await.unwrap_or_else(|status| panic!("QueuesUpstream failed: {status}"))
+    }
+
+    /// Opens a `QueuesUpstream` stream.
+    ///
+    /// # Errors
+    ///
+    /// The status that the server answers.
+    pub async fn try_upstream(&self) -> Result<Upstream, Status> {
         let (requests, receiver) = mpsc::channel(64);
         let mut api = self.api.clone();
-        let responses = called("QueuesUpstream", Box::pin(api.queues_upstream(ReceiverStream::new(receiver)))).await;
-        Duplex { requests: Some(requests), responses }
+        let responses = Box::pin(api.queues_upstream(ReceiverStream::new(receiver))).await?.into_inner();
+        Ok(Duplex { requests: Some(requests), responses })
     }
 
     /// Opens a `QueuesDownstream` stream.
+    ///
+    /// # Panics
+    ///
+    /// Panics when the server does not answer.
     pub async fn downstream(&self) -> Downstream {
+        self.try_downstream().await.unwrap_or_else(|status| panic!("QueuesDownstream failed: {status}"))
+    }
+
+    /// Opens a `QueuesDownstream` stream.
+    ///
+    /// # Errors
+    ///
+    /// The status that the server answers.
+    pub async fn try_downstream(&self) -> Result<Downstream, Status> {
         let (requests, receiver) = mpsc::channel(64);
         let mut api = self.api.clone();
-        let responses =
-            called("QueuesDownstream", Box::pin(api.queues_downstream(ReceiverStream::new(receiver)))).await;
-        Duplex { requests: Some(requests), responses }
+        let responses = Box::pin(api.queues_downstream(ReceiverStream::new(receiver))).await?.into_inner();
+        Ok(Duplex { requests: Some(requests), responses })
     }
 }
 

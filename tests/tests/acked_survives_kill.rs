@@ -99,7 +99,7 @@ async fn publish_by_calls(world: World, client: Client, channel: &'static str) {
 /// Sends requests over a stream, some of them in flight.
 async fn publish_by_stream(world: World, client: Client, channel: &'static str) {
     let sender = world.number();
-    let mut stream = client.upstream().await;
+    let Ok(mut stream) = client.try_upstream().await else { return };
     let mut in_flight: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for _ in 0..400 {
         if world.stopped() {
@@ -127,7 +127,7 @@ async fn publish_by_stream(world: World, client: Client, channel: &'static str) 
 /// Receives over a stream with transactions, and settles in every way.
 async fn consume(world: World, client: Client, channel: &'static str, may_return: bool) {
     let receiver = world.number();
-    let mut stream = client.downstream().await;
+    let Ok(mut stream) = client.try_downstream().await else { return };
     while !world.stopped() {
         let max = i32::try_from(1 + world.random.below(64)).expect("a small number");
         let request = get(channel, max, 50);
@@ -141,7 +141,8 @@ async fn consume(world: World, client: Client, channel: &'static str, may_return
         world.history.record(Event::Confirmed { receiver });
         world.history.delivered(receiver, channel, &answer.messages);
         let mut held = sequences(&answer.messages);
-        assert!(held.is_sorted(), "one answer is in order: {held:?}");
+        // What another receiver gave back while this one waited comes behind what had been taken before.
+        assert!(may_return || held.is_sorted(), "one answer is in order: {held:?}");
         let transaction = answer.transaction_id;
         if world.random.below(10) == 0 {
             let nacked = held.split_off(held.len() - held.len() / 4);
@@ -189,7 +190,7 @@ async fn range(
 async fn consume_old(world: World, client: Client, channel: &'static str) {
     while !world.stopped() {
         let receiver = world.number();
-        let mut stream = client.stream().await;
+        let Ok(mut stream) = client.try_stream().await else { return };
         if !stream.try_send(old_receive(channel, 600, 1)).await {
             return;
         }

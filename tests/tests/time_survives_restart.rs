@@ -58,8 +58,8 @@ async fn take_due(client: &Client, due: &mut BTreeMap<String, kubemq_runtime::In
     let kind = kubemq_proto::kubemq::QueuesDownstreamRequestType::AckAll;
     if !answer.messages.is_empty() {
         stream.send(kubemq_tests::settle(kind, &answer.transaction_id)).await;
-        // The answer shows that the settlement has been seen before the stream goes away.
-        stream.ask(kubemq_tests::settle(kind, &answer.transaction_id)).await;
+        // A get begins when the settlements before it have taken effect.
+        stream.get(kubemq_tests::get("delayed-nothing", 1, 0)).await;
     }
 }
 
