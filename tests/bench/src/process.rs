@@ -33,6 +33,8 @@ impl Server {
         let mut command = Command::new(program);
         command.arg("server").arg("--data").arg(data.path().join("data"));
         command.args(["--grpc-port", "0", "--http-port", "0"]);
+        // Its logs would stand between the results; a failure to start is shown by running it by hand.
+        command.stderr(Stdio::null());
         Self::start(&mut command, Some(data), clock)
     }
 
@@ -53,7 +55,7 @@ impl Server {
                 return Ok(server);
             }
         }
-        bail!("the server ended before it was ready")
+        bail!("{} ended before it was ready", command.get_program().display())
     }
 
     /// The number of the process.
