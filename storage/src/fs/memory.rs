@@ -189,6 +189,15 @@ impl MemoryDisk {
         bit / 8 < content.visible.len()
     }
 
+    /// Does what some kernels do when a flush fails: what was not flushed stays visible, but counts as clean, so
+    /// that a later flush does not write it either.
+    pub fn forget_unflushed(&self, path: &Path) {
+        let mut state = self.0.lock();
+        if let Some(content) = state.names.get(path).copied().and_then(|file| state.files.get_mut(&file)) {
+            content.unsynced.clear();
+        }
+    }
+
     fn observed(&self, step: Step) {
         let observer = self.0.lock().observer.clone();
         if let Some(observer) = observer {
@@ -532,8 +541,10 @@ impl File for MemoryFile {
             state.check("sync", &self.path)?;
             state.counters.syncs += 1;
             let content = state.files.entry(self.file).or_default();
-            content.flushed = content.visible.clone();
-            content.unsynced.clear();
+            // Not a copy of what is visible: what was forgotten stays unflushed.
+            for write in std::mem::take(&mut content.unsynced) {
+                write.apply(&mut content.flushed);
+            }
         }
         self.disk.observed(Step::Sync);
         Ok(())
@@ -567,6 +578,24 @@ mod tests {
         assert!(lost > 0 && kept > 0);
         let crashed = disk.process_crash();
         assert_eq!(&wait(wait(crashed.open(path)).unwrap().read_at(0, 100)).unwrap()[..], b"flushed not");
+    }
+
+    #[test]
+    fn what_a_failed_flush_forgot_is_flushed_when_it_is_written_again() {
+        let (disk, path) = (MemoryDisk::new(), Path::new("d/f"));
+        let file = wait(disk.create(path)).unwrap();
+        wait(disk.sync_dir(Path::new("d"))).unwrap();
+        let left = |disk: &MemoryDisk| {
+            let after = disk.power_loss(&Random::from_seed(1));
+            wait(wait(after.open(path)).unwrap().read_at(0, 9)).unwrap()
+        };
+        wait(file.write_at(0, &["abc".into()])).unwrap();
+        disk.forget_unflushed(path);
+        wait(file.sync_data()).unwrap();
+        assert_eq!((&wait(file.read_at(0, 9)).unwrap()[..], left(&disk).len()), (&b"abc"[..], 0));
+        wait(file.write_at(0, &["abc".into()])).unwrap();
+        wait(file.sync_data()).unwrap();
+        assert_eq!(left(&disk), "abc");
     }
 
     #[test]

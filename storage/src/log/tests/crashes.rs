@@ -328,8 +328,14 @@ impl Run {
             let read = bench.run(bench.log.read_part(body.entry, body.part)).expect("an inserted body stays");
             assert_eq!(read.bytes, body.bytes, "{place}");
         }
-        if self.below(10) == 0 {
-            live_on(bench, found, &self.random, &place);
+        match self.below(10) {
+            0 => live_on(bench, found, &self.random, &place),
+            1 | 2 => {
+                // What an opened log shows is on the disk, also what was caught before its sync.
+                let again = Bench::on(bench.disk.power_loss(&self.random), tiny());
+                assert_eq!(Model::of(&again.log, &again.world), found, "{place}, opened and lost power");
+            }
+            _ => {}
         }
     }
 

@@ -159,11 +159,16 @@ fn when_even_the_note_fails_what_is_shown_after_a_failed_sync_is_on_the_disk() {
         let note = call.path.ends_with(recovery::NOTE) && call.operation == Operation::Create;
         if note { Fault::Fail(ErrorKind::Other) } else { sync(call) }
     });
-    let outcome = script(&world, &log.unwrap());
+    let log = log.unwrap();
+    let outcome = script(&world, &log);
     assert!(outcome.error.is_some());
+    // The pages of the failed sync look clean now, and are not on the disk.
+    let newest = log.segments().into_iter().map(|info| info.number).max().unwrap();
+    disk.forget_unflushed(&segment::path(&dir(), newest));
     world.crash();
     let bench = Bench::on(disk.process_crash(), small());
     let shown = bench.run(bench.log.all()).unwrap();
+    assert_eq!(shown.len() as u64, outcome.asked, "the page cache shows what failed");
     for seed in 0..20 {
         let lost = Bench::on(bench.disk.power_loss(&Random::from_seed(seed)), small());
         assert_eq!(lost.run(lost.log.all()).unwrap(), shown);
