@@ -205,6 +205,7 @@ impl Gateway {
     /// the node lives.
     pub(crate) async fn follow_leadership(self) {
         let mut status = self.0.raft.watch();
+        let mut epoch = 0;
         loop {
             let (leads, term) = {
                 let status = status.borrow_and_update();
@@ -224,11 +225,13 @@ impl Gateway {
                 self.0.runtime.clock.sleep(LEAD_RETRY).await;
                 continue;
             }
-            let epoch = {
+            {
                 let mut core = self.0.core.lock();
                 core.lead();
-                core.state.origin_epoch(self.0.node).map_or(1, |epoch| epoch + 1)
-            };
+                // Greater than every epoch used before: a batch of an earlier one may still wait to be proposed, and
+                // must not be taken for a batch of this one.
+                epoch = epoch.max(core.state.origin_epoch(self.0.node).unwrap_or(0)) + 1;
+            }
             self.0.outbox.open(epoch);
             self.0.leading.send(true);
             tracing::info!(term, "this node leads");

@@ -16,7 +16,7 @@ use kubemq_proto::{id, stored};
 use kubemq_runtime::Random;
 use prost::Message as _;
 
-use super::{Gateway, Unavailable, WAIT_FOR_LEADER};
+use super::{Gateway, LEAD_RETRY, Unavailable, WAIT_FOR_LEADER};
 
 /// Bytes that small messages share, so that most of them need no allocation of their own.
 const SHARED_BYTES: usize = 64 * 1024;
@@ -77,7 +77,8 @@ impl Gateway {
         loop {
             self.available().await?;
             match self.submit(operations.clone()).await {
-                Err(Unavailable::NotLeader) if clock.now() < deadline => {}
+                // Who follows leadership must get to run before it is asked again.
+                Err(Unavailable::NotLeader) if clock.now() < deadline => clock.sleep(LEAD_RETRY).await,
                 outcome => return outcome,
             }
         }
