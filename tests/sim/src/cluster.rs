@@ -3,15 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use kubemq_raft::network::Peers;
 use kubemq_raft::{Role, Status};
 use kubemq_runtime::sync::oneshot;
 use kubemq_runtime::{Random, Runtime};
-use kubemq_storage::fs::MemoryDisk;
+use kubemq_storage::fs::{Disk, MemoryDisk};
 use parking_lot::Mutex;
 
 use crate::disk::{DiskFaults, SimDisk};
@@ -71,6 +73,8 @@ struct Member<P: Program> {
     life: Option<Life<P>>,
     /// A fault was injected that may stop this life.
     excused: bool,
+    /// The disk has little room.
+    limited: bool,
     faults: DiskFaults,
     /// How many lives have ended.
     ended: u64,
@@ -124,6 +128,7 @@ impl<P: Program> Cluster<P> {
                 memory: MemoryDisk::new(),
                 life: None,
                 excused: false,
+                limited: false,
                 faults: DiskFaults::default(),
                 ended: 0,
                 synced: 0,
@@ -181,7 +186,7 @@ impl<P: Program> Cluster<P> {
             let random = inner.world.random(&format!("disk {node} {}", place.life));
             let disk = SimDisk::new(inner.world.clone(), node, member.memory.clone(), random, member.faults);
             member.life = Some(Life { place: Arc::clone(&place), disk: disk.clone(), running: None });
-            member.excused = false;
+            member.excused = member.limited;
             disk
         };
         inner.world.trace(node, format_args!("start of life {}", place.life));
@@ -336,6 +341,22 @@ impl<P: Program> Cluster<P> {
         member.excused = true;
         if let Some(life) = &member.life {
             change(&life.disk);
+        }
+    }
+
+    /// Leaves `room` bytes on the disk of a node, in this life and later ones, until it is called without. It may stop
+    /// because of it.
+    pub fn limit_disk(&self, node: usize, room: Option<u64>) {
+        let mut members = self.0.members.lock();
+        let Some(member) = members.get_mut(&node) else { return };
+        member.excused |= room.is_some();
+        member.limited = room.is_some();
+        let memory = member.life.as_ref().map_or(&member.memory, |life| life.disk.memory());
+        memory.set_capacity(u64::MAX);
+        if let Some(room) = room
+            && let Some(Ok(free)) = memory.free_space(Path::new("data")).now_or_never()
+        {
+            memory.set_capacity((u64::MAX - free).saturating_add(room));
         }
     }
 

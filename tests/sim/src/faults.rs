@@ -57,9 +57,11 @@ pub enum Kind {
     CrashTwice,
     /// The leader hands over.
     HandOver,
+    /// A disk has next to no room for a while, which may end the process again and again.
+    FullDisk,
 }
 
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 14] = [
     Kind::Crash,
     Kind::PowerLoss,
     Kind::PowerLossOfAll,
@@ -73,6 +75,7 @@ const KINDS: [Kind; 13] = [
     Kind::Lag,
     Kind::CrashTwice,
     Kind::HandOver,
+    Kind::FullDisk,
 ];
 
 impl Kind {
@@ -173,6 +176,7 @@ pub fn settle<P: Program>(cluster: &Cluster<P>) {
     for node in cluster.nodes() {
         world.thaw(node);
         world.set_drift(node, 0);
+        cluster.limit_disk(node, None);
         cluster.set_disk(node, |faults| *faults = crate::disk::DiskFaults::default());
         cluster.start(node);
     }
@@ -233,6 +237,11 @@ fn start<P: Program>(cluster: &Cluster<P>, kind: Kind, draw: &Random) {
         }
         Kind::FailedSync => cluster.break_disk(node, |disk| disk.set_faults(|faults| faults.fail_sync = true)),
         Kind::ShortWrite => cluster.break_disk(node, |disk| disk.set_faults(|faults| faults.short_write = true)),
+        Kind::FullDisk => {
+            cluster.limit_disk(node, Some(draw.below(100_000)));
+            let lifted = cluster.clone();
+            later(cluster, time, move || lifted.limit_disk(node, None));
+        }
         Kind::HandOver => {
             let to = nodes.into_iter().find(|other| *other != leader && (silent || *other != any)).unwrap_or(any);
             let handing = cluster.clone();

@@ -6,16 +6,14 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::ops::{Add, AddAssign, Deref, Sub, SubAssign};
+use std::ops::{Add, AddAssign, Sub, SubAssign};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use kubemq_runtime::Random;
-use kubemq_runtime::sync::watch;
-use openraft::async_runtime::watch::SendError;
-use openraft::async_runtime::{AsyncRuntime, Instant, RecvError, Watch, WatchReceiver, WatchSender};
-use openraft::{OptionalSend, OptionalSync};
+use openraft::OptionalSend;
+use openraft::async_runtime::{AsyncRuntime, Instant};
 use openraft_rt_tokio::TokioRuntime;
 use rand::TryRng;
 use tokio::sync::oneshot;
@@ -186,7 +184,7 @@ impl AsyncRuntime for SimRuntime {
     }
 
     type Mpsc = <TokioRuntime as AsyncRuntime>::Mpsc;
-    type Watch = SimWatch;
+    type Watch = kubemq_raft::FifoWatch;
     type Oneshot = <TokioRuntime as AsyncRuntime>::Oneshot;
     type Mutex<T: OptionalSend + 'static> = <TokioRuntime as AsyncRuntime>::Mutex<T>;
 
@@ -210,85 +208,6 @@ impl AsyncRuntime for SimRuntime {
     {
         let handle = Self::spawn(async move { work() });
         async move { handle.await.map_err(io::Error::other) }
-    }
-}
-
-/// Our watch channel in openraft's terms.
-pub struct SimWatch;
-
-/// See [`SimWatch`].
-pub struct SimWatchSender<T>(watch::Sender<T>);
-
-/// See [`SimWatch`].
-pub struct SimWatchReceiver<T>(watch::Receiver<T>);
-
-/// See [`SimWatch`].
-pub struct SimWatchRef<'a, T>(watch::Ref<'a, T>);
-
-impl<T> Deref for SimWatchRef<'_, T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}
-
-impl<T> Clone for SimWatchSender<T> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<T> Clone for SimWatchReceiver<T> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl Watch for SimWatch {
-    type Sender<T: OptionalSend + OptionalSync> = SimWatchSender<T>;
-    type Receiver<T: OptionalSend + OptionalSync> = SimWatchReceiver<T>;
-    type Ref<'a, T: OptionalSend + 'a> = SimWatchRef<'a, T>;
-
-    fn channel<T: OptionalSend + OptionalSync>(initial: T) -> (Self::Sender<T>, Self::Receiver<T>) {
-        let (sender, receiver) = watch::channel(initial);
-        (SimWatchSender(sender), SimWatchReceiver(receiver))
-    }
-}
-
-impl<T: OptionalSend + OptionalSync> WatchSender<SimWatch, T> for SimWatchSender<T> {
-    fn send(&self, value: T) -> Result<(), SendError<T>> {
-        if self.0.is_closed() {
-            return Err(SendError(value));
-        }
-        self.0.send(value);
-        Ok(())
-    }
-
-    fn send_if_modified<F: FnOnce(&mut T) -> bool>(&self, modify: F) -> bool {
-        self.0.send_if_modified(modify)
-    }
-
-    fn borrow_watched(&self) -> SimWatchRef<'_, T> {
-        SimWatchRef(self.0.borrow())
-    }
-
-    fn subscribe(&self) -> SimWatchReceiver<T> {
-        SimWatchReceiver(self.0.subscribe())
-    }
-}
-
-impl<T: OptionalSend + OptionalSync> WatchReceiver<SimWatch, T> for SimWatchReceiver<T> {
-    async fn changed(&mut self) -> Result<(), RecvError> {
-        self.0.changed().await.map_err(|_| RecvError(()))
-    }
-
-    fn borrow_watched(&self) -> SimWatchRef<'_, T> {
-        SimWatchRef(self.0.borrow())
-    }
-
-    fn borrow_and_update(&mut self) -> SimWatchRef<'_, T> {
-        SimWatchRef(self.0.borrow_and_update())
     }
 }
 

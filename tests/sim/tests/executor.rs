@@ -163,6 +163,17 @@ fn what_cannot_be_simulated_is_refused() {
     });
     assert!(livelock.contains("livelock"), "{livelock}");
 
+    let spinning = failing(|world| {
+        Box::pin(async move {
+            let place = world.place(1);
+            let clock = world.runtime_clock(&place);
+            while clock.now().as_nanos() < 1 {
+                std::hint::spin_loop();
+            }
+        })
+    });
+    assert!(spinning.contains("for ever"), "{spinning}");
+
     let endless = failing(|world| {
         Box::pin(async move {
             loop {

@@ -7,7 +7,7 @@ use kubemq_broker::Kind;
 use kubemq_server::gateway::{Held, Take};
 
 use super::clients::{identify, sight, to_wire};
-use super::{CHANNELS, NODES, Running, SETTLING, Scene};
+use super::{CHANNELS, NODES, Running, SCRAP, SETTLING, Scene};
 use crate::oracle::{ChannelNumber, Sent, Settle, Told};
 
 impl Scene {
@@ -15,6 +15,8 @@ impl Scene {
     pub(super) async fn check_end(&self, seconds: u64) -> Result<(), String> {
         let world = self.cluster.world().clone();
         self.agreed().await?;
+        // What the cleaner had asked for last is done or will never be.
+        self.oracle.lock().vanishing(SCRAP);
         self.send_fresh().await?;
         let last_due = self.oracle.lock().last_due();
         let wait = last_due.saturating_sub(world.now()) + 2_000_000_000;

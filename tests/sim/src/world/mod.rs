@@ -41,6 +41,9 @@ pub fn random(seed: u64, purpose: &str) -> Random {
     Random::from_seed(fingerprint.value())
 }
 
+/// A poll that reads the clock more often than this does not end: time stands still in it.
+const MOST_LOOKS_IN_ONE_POLL: u64 = 1_000_000;
+
 /// One life of one node: what is spawned at a place dies with it.
 pub struct Place {
     /// The node, from 1; 0 is the harness.
@@ -106,6 +109,8 @@ impl NodeState {
 
 pub(crate) struct State {
     now: u64,
+    /// How often the clock was read since the last poll began.
+    looks: u64,
     polls: u64,
     next_task: u64,
     tasks: BTreeMap<u64, Task>,
@@ -176,6 +181,7 @@ impl World {
             order,
             state: Mutex::new(State {
                 now: 0,
+                looks: 0,
                 polls: 0,
                 next_task: 0,
                 tasks: BTreeMap::new(),
@@ -360,9 +366,16 @@ impl World {
         self.0.state.lock().node(node).clock().jump_wall(forward, by);
     }
 
+    #[expect(clippy::panic, reason = "nothing else gets control back from a poll that does not end")]
     pub(crate) fn monotonic(&self, node: usize) -> u64 {
         let mut state = self.0.state.lock();
         let now = state.now;
+        state.looks += 1;
+        if state.looks > MOST_LOOKS_IN_ONE_POLL {
+            state.looks = 0;
+            drop(state);
+            panic!("a task of node {node} looks at the clock for ever, without an await");
+        }
         if node == HARNESS { now } else { state.node(node).clock().monotonic(now) }
     }
 

@@ -222,6 +222,7 @@ impl Simulation {
             return;
         }
         state.polls += 1;
+        state.looks = 0;
         state.trace.word(id);
         drop(state);
         let entered = current::enter(&self.world, &place);
