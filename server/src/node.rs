@@ -116,8 +116,7 @@ impl Node {
         let feed = IndexFeed::new(index.clone());
         let replica = Replica::new(Arc::clone(&core), id, Arc::clone(&outbox_cell), feed.clone());
         let settings = kubemq_raft::Options { node: id, ..options.raft };
-        let raft =
-            kubemq_raft::start::<R>(settings, log.clone(), snapshots, replica, peers, runtime.clone()).await?;
+        let raft = kubemq_raft::start::<R>(settings, log.clone(), snapshots, replica, peers, runtime.clone()).await?;
         let outbox = Outbox::new(raft.clone(), runtime.clock.clone(), id);
         outbox_cell.set(Arc::clone(&outbox)).ok();
         let gateway = Gateway::new(Parts {
@@ -197,5 +196,93 @@ async fn form(raft: &Raft, members: BTreeMap<u64, Member>) -> Result<(), StartEr
         // A peer was faster; all of them form the same group.
         Err(kubemq_raft::Error::AlreadyFormed) => Ok(()),
         formed => Ok(formed?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kubemq_proto::kubemq::QueueMessage;
+    use kubemq_storage::fs::MemoryDisk;
+    use kubemq_storage::index::{MemoryIndex, Opening};
+
+    use super::*;
+    use crate::gateway::Take;
+
+    fn options() -> Options {
+        Options {
+            data: "/data".into(),
+            id: None,
+            members: BTreeMap::new(),
+            log: kubemq_storage::log::Options::default(),
+            raft: kubemq_raft::Options::new(0),
+            queue: QueueLimits::default(),
+            state: Limits::default(),
+        }
+    }
+
+    async fn start(disk: &MemoryDisk) -> Node {
+        let runtime = Runtime::real();
+        let index = IndexWriter::start(|| Ok((MemoryIndex::default(), Opening::Fresh)), &runtime);
+        let doors =
+            Doors { runtime, disk: Arc::new(disk.clone()), peers: Arc::new(kubemq_raft::network::NoPeers), index };
+        Node::start::<kubemq_raft::TokioRuntime>(options(), doors).await.unwrap()
+    }
+
+    async fn take(node: &Node, channel: &str, max: usize, wait: Duration) -> crate::gateway::Held {
+        let deadline = node.runtime.clock.now() + wait;
+        let take = Take { channel: channel.to_owned(), max, max_bytes: u64::MAX, deadline };
+        node.gateway().take(take).await.unwrap()
+    }
+
+    fn message(body: &str) -> QueueMessage {
+        QueueMessage {
+            client_id: "c".to_owned(),
+            channel: "q".to_owned(),
+            body: body.to_owned().into(),
+            ..QueueMessage::default()
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_message_goes_in_and_comes_out_once_and_survives_a_restart() {
+        let disk = MemoryDisk::default();
+        let node = start(&disk).await;
+        let results =
+            [node.gateway().send(message("a")).await.unwrap(), node.gateway().send(message("b")).await.unwrap()];
+        assert!(results.iter().all(|result| !result.is_error && result.sent_at > 0), "{results:?}");
+        let mut held = take(&node, "q", 1, Duration::from_secs(5)).await;
+        assert_eq!(held.unsettled().collect::<Vec<_>>(), [1]);
+        held.ack(&[1]).await.unwrap();
+        let mut held = take(&node, "q", 10, Duration::from_millis(50)).await;
+        assert_eq!(held.unsettled().collect::<Vec<_>>(), [2]);
+        held.nack(&[2]).await.unwrap();
+        node.stop().await;
+
+        let node = start(&disk).await;
+        let held = take(&node, "q", 1, Duration::from_secs(5)).await;
+        assert_eq!(held.deliveries.len(), 1);
+        assert_eq!((held.deliveries[0].sequence, held.deliveries[0].receive_count), (3, 2));
+        drop(held);
+        let held = take(&node, "q", 1, Duration::from_secs(5)).await;
+        assert_eq!(held.deliveries[0].sequence, 3, "what is given back keeps its place");
+        drop(held);
+        node.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_poll_that_waits_gets_what_comes_and_gives_it_back_when_dropped() {
+        let node = start(&MemoryDisk::default()).await;
+        let gateway = node.gateway().clone();
+        let deadline = node.runtime.clock.now() + Duration::from_secs(30);
+        let wanted = Take { channel: "q".to_owned(), max: 2, max_bytes: u64::MAX, deadline };
+        let waiting =
+            node.runtime.tasks.spawn("poll", OnFailure::Log, async move { gateway.take(wanted).await.map(drop) });
+        node.gateway().send(message("a")).await.unwrap();
+        let waiting = waiting.abort_on_drop();
+        drop(waiting);
+        let held = take(&node, "q", 1, Duration::from_secs(5)).await;
+        assert_eq!(held.unsettled().collect::<Vec<_>>(), [1]);
+        drop(held);
+        node.stop().await;
     }
 }
