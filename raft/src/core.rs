@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use futures_util::task::noop_waker;
-use futures_util::{FutureExt, StreamExt, stream};
+use futures_util::{FutureExt, StreamExt};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, ForwardReason, ForwardToLeader, InitializeError, RaftError};
 use openraft::type_config::alias::WatchReceiverOf;
@@ -38,6 +38,7 @@ pub(crate) enum Mark {
 #[async_trait]
 pub(crate) trait Engine: Send + Sync + 'static {
     fn status(&self) -> Status;
+    fn has_lease(&self) -> bool;
     /// Publishes the status on each change of role, leader, term or membership; ends when consensus stops.
     async fn follow(&self, publish: &(dyn Fn(Status) + Send + Sync));
     /// Returns up to where must be applied before a read is served, after a majority confirmed this leader.
@@ -75,6 +76,15 @@ impl<R: AsyncRuntime, M: StateMachine> Core<R, M> {
     pub(crate) fn new(raft: Raft<Types<R>, Machine<R, M>>, machine: Machine<R, M>, options: &Options) -> Self {
         let metrics = raft.metrics();
         Self { raft, machine, metrics, reads: options.reads, lease: options.election_most }
+    }
+
+    /// Returns whether this node leads and a majority, or nobody but itself, confirmed that within the lease.
+    fn confirmed(&self, metrics: &RaftMetrics<Types<R>>) -> bool {
+        if metrics.state != ServerState::Leader || metrics.running_state.is_err() {
+            return false;
+        }
+        metrics.last_quorum_acked.is_some_and(|at| at.elapsed() < self.lease)
+            || metrics.membership_config.membership().voter_ids().eq([metrics.id])
     }
 
     pub(crate) fn run(&self) {
@@ -150,8 +160,6 @@ impl<R: AsyncRuntime, M: StateMachine> Engine for Core<R, M> {
             (_, ServerState::Candidate) => Role::Candidate,
             (_, ServerState::Leader) => Role::Leader,
         };
-        let alone = voters.len() == 1 && voters.contains(&metrics.id);
-        let acknowledged = metrics.last_quorum_acked.is_some_and(|at| at.elapsed() < self.lease);
         let matched = metrics.replication.iter().flatten();
         Status {
             node: metrics.id,
@@ -165,9 +173,13 @@ impl<R: AsyncRuntime, M: StateMachine> Engine for Core<R, M> {
             purged: metrics.purged.as_ref().map(types::stored_id),
             voters: voting,
             learners: learning,
-            quorum_contact: role == Role::Leader && (alone || acknowledged),
+            quorum_contact: self.confirmed(&metrics),
             matched: matched.map(|(id, matched)| (*id, matched.as_ref().map(|id| id.index))).collect(),
         }
+    }
+
+    fn has_lease(&self) -> bool {
+        self.confirmed(&self.metrics.borrow_watched())
     }
 
     async fn follow(&self, publish: &(dyn Fn(Status) + Send + Sync)) {
@@ -270,12 +282,12 @@ impl<R: AsyncRuntime, M: StateMachine> Engine for Core<R, M> {
         let refused = |error: Fatal<Types<R>>| PeerError::Refused(error.to_string());
         match call {
             Call::Heartbeat => {
-                let requests = stream::iter([frame::read_append::<R>(request)?]);
-                let mut results = self.raft.stream_append(requests).boxed();
-                match results.next().await {
-                    Some(result) => Ok(frame::appended::<R>(&result.map_err(refused)?)),
-                    None => Err(PeerError::Refused("consensus has stopped".to_owned())),
-                }
+                let request = frame::read_append::<R>(request)?;
+                let before = request.prev_log_id;
+                let last = request.entries.last().map(|entry| entry.log_id).or(before);
+                let response = self.raft.append_entries(request).await;
+                let response = response.map_err(|error| refused(error.unwrap_fatal()))?;
+                Ok(frame::appended::<R>(&response.into_stream_result(before, last)))
             }
             Call::Vote => {
                 let response = self.raft.vote(frame::read_vote(request)?).await;

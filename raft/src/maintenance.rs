@@ -134,7 +134,10 @@ impl Maintenance {
         self.dead = kept;
         if !gone.is_empty() {
             let numbers = gone.iter().map(|segment| segment.number).collect();
-            self.shared.log.remove_segments(numbers).await?;
+            if let Err(error) = self.shared.log.remove_segments(numbers).await {
+                self.dead.extend(gone);
+                return Err(error.into());
+            }
         }
         Ok(())
     }
@@ -203,4 +206,40 @@ pub(crate) fn dead(segments: Vec<SegmentInfo>, living: impl Iterator<Item = Livi
     }
     dead.extend(unmarked);
     dead
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(number: u64, first: u64, last: u64) -> SegmentInfo {
+        SegmentInfo { number, first: Some(first), last: Some(last), bytes: 1, sealed: true, bodies_only: false }
+    }
+
+    fn dead_numbers(segments: &[SegmentInfo], living: &[u64]) -> Vec<u64> {
+        let living = living.iter().map(|entry| Living { entry: *entry, first: 1, count: 1 });
+        let mut numbers: Vec<_> = dead(segments.to_vec(), living).iter().map(|segment| segment.number).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    #[test]
+    fn a_segment_is_dead_when_nothing_lives_between_its_ends() {
+        // The third repeats indexes of the second, as after a truncation; the fifth holds single bodies.
+        let segments =
+            [segment(1, 0, 9), segment(2, 10, 19), segment(3, 15, 24), segment(4, 25, 30), segment(5, 3, 28)];
+        assert_eq!(dead_numbers(&segments, &[]), [1, 2, 3, 4, 5]);
+        assert_eq!(dead_numbers(&segments, &[0]), [2, 3, 4, 5]);
+        assert_eq!(dead_numbers(&segments, &[9, 9, 10]), [3, 4]);
+        assert_eq!(dead_numbers(&segments, &[17]), [1, 4]);
+        assert_eq!(dead_numbers(&segments, &[2, 22, 31]), [2, 4]);
+        assert_eq!(dead_numbers(&segments, &[0, 14, 24, 30]), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn what_is_still_written_to_is_not_dead() {
+        let open = SegmentInfo { sealed: false, ..segment(1, 0, 9) };
+        let empty = SegmentInfo { first: None, last: None, ..segment(2, 0, 0) };
+        assert_eq!(dead_numbers(&[open, empty], &[]), [2]);
+    }
 }

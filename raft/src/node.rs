@@ -267,6 +267,12 @@ impl Node {
         self.0.engine.status()
     }
 
+    /// Returns whether this node leads and a majority confirmed that within the lease. Cheap: for each poll.
+    #[must_use]
+    pub fn has_lease(&self) -> bool {
+        self.0.engine.has_lease()
+    }
+
     /// Returns the status, as it was when role, leader, term or membership last changed.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Status> {

@@ -372,3 +372,44 @@ async fn send(replies: &mpsc::Sender<Result<Frame, PeerError>>, frame: Frame) ->
 fn refused(error: &kubemq_storage::Error) -> PeerError {
     PeerError::Refused(chain(error).to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_arrive_as_they_were_sent_or_not_at_all() {
+        let body = |entry, bytes: &'static [u8]| Body { entry, part: 3, time: 9, bytes: Bytes::from_static(bytes) };
+        let mut gathered = Bodies::default();
+        assert!(gathered.push(body(1, b"one")).is_none());
+        assert!(gathered.push(body(2, b"")).is_none());
+        let frame = gathered.finish().unwrap();
+        let read = |frame: Frame| read_bodies(Reader::of(frame, Kind::SnapshotBodies)?);
+        assert_eq!(read(frame.clone()), Ok(vec![body(1, b"one"), body(2, b"")]));
+        for bit in 16..frame.head.len() * 8 {
+            let mut head = frame.head.to_vec();
+            head[bit / 8] ^= 1 << (bit % 8);
+            let damaged = Frame { head: head.into(), bodies: frame.bodies.clone() };
+            assert_eq!(read(damaged), Err(Malformed), "bit {bit} of the head");
+        }
+        let mut exchanged = frame;
+        exchanged.bodies.swap(0, 1);
+        assert_eq!(read(exchanged), Err(Malformed), "a body is not taken for another");
+    }
+
+    #[test]
+    fn large_bodies_go_in_frames_of_their_own() {
+        let mut gathered = Bodies::default();
+        let large = Body { entry: 1, part: 1, time: 1, bytes: vec![1; FRAME_BYTES].into() };
+        assert_eq!(gathered.push(large).unwrap().bodies.len(), 1);
+        assert!(gathered.finish().is_none());
+    }
+
+    #[test]
+    fn ranges_survive_their_encoding() {
+        let ranges = [Living { entry: 7, first: 1, count: 3 }, Living { entry: u64::MAX, first: 9, count: 1 }];
+        let frame = write_ranges(Kind::SnapshotLacking, &ranges);
+        assert_eq!(read_ranges(Reader::of(frame.clone(), Kind::SnapshotLacking).unwrap()), Ok(ranges.to_vec()));
+        assert!(Reader::of(frame, Kind::SnapshotLiving).is_err());
+    }
+}

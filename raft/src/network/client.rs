@@ -323,3 +323,39 @@ impl<R: AsyncRuntime> NetBackoff<Types<R>> for Client<R> {
         Some(Backoff::new(std::iter::repeat(Duration::from_millis(100))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use kubemq_runtime::Runtime;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_slow_peer_is_sent_no_more_than_the_window() {
+        let clock = Runtime::real().clock;
+        let window = Window::new(100);
+        window.admit(500, &clock).await;
+        assert!(window.admit(1, &clock).now_or_never().is_none(), "one larger than the window goes alone");
+        window.acknowledged(&clock);
+        window.admit(60, &clock).await;
+        window.admit(40, &clock).await;
+        let third = window.admit(60, &clock);
+        let acknowledge = async { window.acknowledged(&clock) };
+        let both = async { tokio::join!(third, acknowledge) };
+        clock.timeout(Duration::from_secs(20), both).await.unwrap();
+        assert_eq!(window.state.lock().bytes, 100);
+    }
+
+    #[tokio::test]
+    async fn only_a_stream_with_something_under_way_can_stall() {
+        let clock = Runtime::real().clock;
+        let window = Window::new(100);
+        let limit = Duration::from_millis(1);
+        assert!(clock.timeout(Duration::from_millis(50), window.stalled(limit, &clock)).await.is_err());
+        window.admit(1, &clock).await;
+        clock.timeout(Duration::from_secs(20), window.stalled(limit, &clock)).await.unwrap();
+        window.acknowledged(&clock);
+        assert!(window.stalled(limit, &clock).now_or_never().is_none());
+    }
+}
