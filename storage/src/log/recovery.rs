@@ -265,9 +265,11 @@ impl Recovery<'_> {
             file.allocate(len).await?;
         }
         if let Some(last) = scan.last_group {
-            let length = usize::try_from(scan.end - last).unwrap_or(usize::MAX);
-            let bytes = file.read_at(last, length).await?;
-            file.write_at(last, &[bytes]).await?;
+            // The first group went in one write with the header.
+            let start = if last == HEADER as u64 { 0 } else { last };
+            let length = usize::try_from(scan.end - start).unwrap_or(usize::MAX);
+            let bytes = file.read_at(start, length).await?;
+            file.write_at(start, &[bytes]).await?;
             if sealed {
                 let at = segment::trailer_at(len, scan.end);
                 file.write_at(at, &[segment::trailer(found.number, last)]).await?;
