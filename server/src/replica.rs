@@ -22,12 +22,7 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    pub(crate) fn new(
-        core: Arc<Mutex<Core>>,
-        node: u64,
-        outbox: Arc<OnceLock<Arc<Outbox>>>,
-        feed: IndexFeed,
-    ) -> Self {
+    pub(crate) fn new(core: Arc<Mutex<Core>>, node: u64, outbox: Arc<OnceLock<Arc<Outbox>>>, feed: IndexFeed) -> Self {
         Self { core, node, outbox, feed }
     }
 }

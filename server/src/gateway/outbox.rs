@@ -17,8 +17,8 @@ use bytes::Bytes;
 use kubemq_broker::Outcome;
 use kubemq_raft::batch::{MAX_BYTES, MAX_OPERATIONS};
 use kubemq_raft::{Batch, Node, Origin};
-use kubemq_runtime::{Clock, Instant};
 use kubemq_runtime::sync::{Notify, oneshot};
+use kubemq_runtime::{Clock, Instant};
 use parking_lot::Mutex;
 
 use super::Unavailable;
@@ -86,7 +86,16 @@ struct Outcomes {
 
 impl Outbox {
     pub(crate) fn new(raft: Node, clock: Clock, node: u64) -> Arc<Self> {
-        Arc::new(Self { raft, clock, node, inner: Mutex::default(), drained: Notify::new(), idle: Notify::new(), broken: Notify::new(), latency: Arc::default() })
+        Arc::new(Self {
+            raft,
+            clock,
+            node,
+            inner: Mutex::default(),
+            drained: Notify::new(),
+            idle: Notify::new(),
+            broken: Notify::new(),
+            latency: Arc::default(),
+        })
     }
 
     /// Begins to accept operations as origin `epoch` of this node.
