@@ -8,7 +8,7 @@ use std::time::Duration;
 use kubemq_broker::Effect;
 use kubemq_runtime::chain;
 use kubemq_runtime::sync::watch::Closed;
-use kubemq_storage::index::{BlockKey, Full, IndexState, IndexWriter, Space};
+use kubemq_storage::index::{BlockKey, Full, IndexState, IndexWriter, Opening, Space};
 
 use crate::gateway::Gateway;
 
@@ -66,7 +66,7 @@ impl IndexFeed {
                     filled = number;
                     if empty || lacks {
                         let blocks = self.put_all(&gateway).await;
-                        if blocks > 0 || lacks {
+                        if blocks > 0 || lacks || matches!(opening, Opening::Replaced { .. }) {
                             tracing::warn!(blocks, found = ?opening, "the index on disk was rebuilt");
                         }
                     }

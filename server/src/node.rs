@@ -99,7 +99,7 @@ impl Node {
     pub async fn start<R: kubemq_raft::AsyncRuntime>(options: Options, doors: Doors) -> Result<Self, StartError> {
         let Doors { runtime, disk, peers, index } = doors;
         let opened = |cause| StartError::Storage { dir: options.data.clone(), cause };
-        let log = Log::open(Arc::clone(&disk), options.data.join("log"), options.log.clone(), &runtime);
+        let log = Log::open(Arc::clone(&disk), options.data.join("log"), options.log, &runtime);
         let log = log.await.map_err(opened)?;
         let id = match log.state().node_id {
             Some(id) => id,
