@@ -284,3 +284,50 @@ impl Settling {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_so_many_closed_transactions_are_remembered() {
+        let mut own = Own::new(Transactions::default());
+        let opened = 3 * REMEMBERED;
+        for number in 0..opened {
+            own.open(&format!("t{number}"), "c".to_owned(), None);
+            assert!(own.len() <= REMEMBERED);
+        }
+        assert!(own.find("t0", "c").is_none(), "the oldest is forgotten");
+        let last = own.find(&format!("t{}", opened - 1), "").expect("the newest is known");
+        let request = QueuesDownstreamRequest { request_type_data: Type::AckAll.into(), ..Default::default() };
+        assert!(matches!(last.request(&request), Did::Refused(Refusal::ClosedTransaction(Verb::Ack))));
+    }
+
+    #[test]
+    fn a_closed_transaction_says_so_by_type() {
+        let mut own = Own::new(Transactions::default());
+        own.open("t", "c".to_owned(), None);
+        let rows: [(Type, Option<Refusal>); 8] = [
+            (Type::AckRange, Some(Refusal::ClosedTransaction(Verb::Ack))),
+            (Type::NAckAll, Some(Refusal::ClosedTransaction(Verb::Nack))),
+            (Type::NAckRange, Some(Refusal::ClosedTransaction(Verb::Nack))),
+            (Type::ReQueueAll, Some(Refusal::ClosedTransaction(Verb::Ack))),
+            (Type::ReQueueRange, Some(Refusal::ClosedTransaction(Verb::Requeue))),
+            (Type::ActiveOffsets, Some(Refusal::ClosedOffsets)),
+            (Type::CloseByClient, None),
+            (Type::CloseByServer, None),
+        ];
+        for (kind, expected) in rows {
+            let request = QueuesDownstreamRequest { request_type_data: kind.into(), ..Default::default() };
+            let did = own.find("t", "").expect("known").request(&request);
+            match expected {
+                Some(refusal) => assert!(matches!(&did, Did::Refused(found) if *found == refusal), "{kind:?}: {did:?}"),
+                None => assert!(matches!(did, Did::Nothing | Did::Unknown), "{kind:?}: {did:?}"),
+            }
+        }
+        let status =
+            QueuesDownstreamRequest { request_type_data: Type::TransactionStatus.into(), ..Default::default() };
+        let did = own.find("t", "").expect("known").request(&status);
+        assert!(matches!(did, Did::Status { complete: true, offsets } if offsets.is_empty()));
+    }
+}
