@@ -10,6 +10,7 @@ use futures_util::task::noop_waker;
 use futures_util::{FutureExt, StreamExt};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, ForwardReason, ForwardToLeader, InitializeError, RaftError};
+use openraft::raft::TransferLeaderRequest;
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{AsyncRuntime, Instant as _, Raft, RaftMetrics, ReadPolicy, ServerState, Snapshot};
 
@@ -49,6 +50,8 @@ pub(crate) trait Engine: Send + Sync + 'static {
     async fn add_learner(&self, id: u64, member: Member, wait: bool) -> Result<(), Error>;
     async fn change_voters(&self, voters: BTreeSet<u64>, retain: bool) -> Result<(), Error>;
     async fn elect(&self) -> Result<(), Error>;
+    /// Campaigns at once, whatever was heard of a leader: for the only voter.
+    async fn elect_alone(&self) -> Result<(), Error>;
     async fn transfer_leader(&self, to: u64) -> Result<(), Error>;
     async fn snapshot(&self) -> Result<(), Error>;
     async fn purge(&self, upto: u64) -> Result<(), Error>;
@@ -59,6 +62,8 @@ pub(crate) trait Engine: Send + Sync + 'static {
     fn install(&self) -> Install;
     fn moment(&self) -> Moment;
     fn digest(&self) -> (u64, u64);
+    /// Returns whether this node leads and holds the lease.
+    fn leads(&self) -> bool;
     /// Returns the index of the last entry applied.
     fn applied(&self) -> u64;
 }
@@ -252,6 +257,15 @@ impl<R: AsyncRuntime, M: StateMachine> Engine for Core<R, M> {
         self.raft.trigger().elect(true).await.map_err(|fatal| stopped(&fatal))
     }
 
+    async fn elect_alone(&self) -> Result<(), Error> {
+        // After a start openraft waits out the lease of the leader it remembers, a second in all, although that
+        // was this very node. A request that names somebody else as the next leader ends the lease.
+        let vote = self.raft.with_raft_state(|state| *state.vote_ref()).await.map_err(|fatal| stopped(&fatal))?;
+        let request = TransferLeaderRequest::new(vote, u64::MAX, None);
+        self.raft.handle_transfer_leader(request).await.map_err(|fatal| stopped(&fatal))?.ok();
+        self.elect().await
+    }
+
     async fn transfer_leader(&self, to: u64) -> Result<(), Error> {
         self.raft.trigger().transfer_leader(to).await.map_err(|fatal| stopped(&fatal))
     }
@@ -348,6 +362,10 @@ impl<R: AsyncRuntime, M: StateMachine> Engine for Core<R, M> {
 
     fn applied(&self) -> u64 {
         self.machine.state.lock().meta.index()
+    }
+
+    fn leads(&self) -> bool {
+        self.confirmed(&self.metrics.borrow_watched())
     }
 
     fn digest(&self) -> (u64, u64) {

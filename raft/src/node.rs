@@ -59,6 +59,8 @@ struct Inner {
     options: Arc<Options>,
     runtime: Runtime,
     barrier: Mutex<Barrier>,
+    /// Until when this leader must not trust its lease: it asked another node to take over at once.
+    handing_over: Mutex<Option<Instant>>,
     requests: mpsc::Sender<Request>,
     tasks: Mutex<Vec<AbortOnDrop<()>>>,
 }
@@ -139,7 +141,7 @@ async fn restore<R: AsyncRuntime, M: StateMachine>(machine: &Machine<R, M>) -> R
     let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
     machine.restore(meta.clone(), chunks).await?;
     let source = machine.state.lock().machine.snapshot();
-    let dead = maintenance::dead(machine.shared.log.segments(), source.living());
+    let dead = maintenance::dead(machine.shared.log.segments(), meta.index(), source.living());
     let mut facts = machine.shared.facts.lock();
     facts.durable = Some(meta);
     facts.durable_bytes = bytes;
@@ -211,6 +213,7 @@ fn assemble(parts: Parts) -> Node {
         options,
         runtime,
         barrier: Mutex::default(),
+        handing_over: Mutex::default(),
         requests,
         tasks: Mutex::new(tasks),
     }))
@@ -273,6 +276,14 @@ impl Node {
         self.0.engine.has_lease()
     }
 
+    /// Returns whether this node surely leads at this moment: nobody else can have become leader within its lease.
+    /// Cheap, and asks nobody.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        let now = self.0.runtime.clock.now();
+        self.0.handing_over.lock().is_none_or(|until| now >= until) && self.0.engine.leads()
+    }
+
     /// Returns the status, as it was when role, leader, term or membership last changed.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Status> {
@@ -317,8 +328,7 @@ impl Node {
         } else if status.voters.keys().ne([&node]) {
             return Err(Error::Membership("this node has peers".to_owned()));
         }
-        // Without this the first tick would elect, up to 40 ms from now.
-        self.elect().await?;
+        self.0.engine.elect_alone().await?;
         self.recovered(limit).await
     }
 
@@ -364,6 +374,9 @@ impl Node {
     ///
     /// When the node has stopped.
     pub async fn transfer_leader(&self, to: u64) -> Result<(), Error> {
+        // Peers that are asked to let another lead do not wait for this one's lease to end.
+        let until = self.0.runtime.clock.now() + self.0.options.election_most * 4;
+        *self.0.handing_over.lock() = Some(until);
         self.0.engine.transfer_leader(to).await
     }
 
