@@ -265,6 +265,15 @@ impl Desk {
         self.channels.get(&id).is_some_and(|desk| !desk.out.is_empty() || !desk.queue.is_empty())
     }
 
+    /// Has everybody who waits for messages look again.
+    pub(crate) fn wake_polls(&self) {
+        // In the order in which they came.
+        let waiting: BTreeMap<u64, &Arc<Notify>> = self.polls.iter().map(|(id, poll)| (*id, &poll.notify)).collect();
+        for notify in waiting.into_values() {
+            notify.notify_one();
+        }
+    }
+
     /// Returns how many messages readers hold or are settling, in all channels.
     pub(crate) fn in_flight(&self) -> usize {
         self.channels.values().map(|channel| channel.out.len()).sum()

@@ -212,8 +212,7 @@ impl Gateway {
                 (status.leads(), status.term)
             };
             if !leads {
-                self.0.leading.send(false);
-                self.0.outbox.close(&Unavailable::NotLeader);
+                self.depose();
                 if status.changed().await.is_err() {
                     return;
                 }
@@ -241,9 +240,15 @@ impl Gateway {
                 () = self.0.outbox.broken() => {}
                 closed = moved => if closed.is_err() { return },
             }
-            self.0.leading.send(false);
-            self.0.outbox.close(&Unavailable::NotLeader);
+            self.depose();
         }
+    }
+
+    /// Carries out nothing more; who waits for messages looks again.
+    fn depose(&self) {
+        self.0.leading.send(false);
+        self.0.outbox.close(&Unavailable::NotLeader);
+        self.with_core(|core| core.desk.wake_polls());
     }
 }
 

@@ -6,7 +6,7 @@ use kubemq_broker::{ChannelId, Operation, Sequences};
 use kubemq_runtime::Instant;
 
 use super::held::{Delivery, Held};
-use super::{Gateway, Submitted, Unavailable};
+use super::{Gateway, LEAD_RETRY, Submitted, Unavailable};
 use crate::desk::{Poll, Reserved};
 
 /// Messages looked at in one step of a peek, at most.
@@ -41,25 +41,42 @@ impl Gateway {
     /// Takes messages from a queue: ends when it has `max` of them or enough bytes, or at the deadline with
     /// what there is. What had expired is removed and counted on the way.
     ///
+    /// Only a leader hands out, and only within its lease: one that was replaced meanwhile gives everything back
+    /// and waits to lead again.
+    ///
     /// Cancel safe: dropping the future gives everything back.
     ///
     /// # Errors
     ///
     /// [`Unavailable`] when this node cannot hand out messages; nothing is taken then.
     pub async fn take(&self, take: Take) -> Result<Held, Unavailable> {
-        self.available().await?;
+        let clock = &self.0.runtime.clock;
+        loop {
+            self.available().await?;
+            if let Some(held) = self.take_as_leader(&take).await? {
+                return Ok(held);
+            }
+            if clock.now() >= take.deadline {
+                return Err(Unavailable::NotLeader);
+            }
+            clock.sleep(LEAD_RETRY).await;
+        }
+    }
+
+    /// Returns nothing when this node does not surely lead; nothing is taken then.
+    async fn take_as_leader(&self, take: &Take) -> Result<Option<Held>, Unavailable> {
         let mut poll = Poll::new(Arc::clone(&self.0.core), &take.channel);
         let mut held = Held::new(self.clone(), &take.channel);
         let mut bytes = 0;
-        loop {
+        while self.0.raft.leads() {
             let want = take.max.saturating_sub(held.deliveries.len());
             if want == 0 {
-                return Ok(held);
+                return Ok(Some(held));
             }
             let reserved = Reservation::new(self, poll.next(want));
             if !reserved.messages.is_empty() {
                 if self.read_into(reserved, take.max_bytes, &mut bytes, &mut held).await? == Fill::Full {
-                    return Ok(held);
+                    return Ok(self.0.raft.leads().then_some(held));
                 }
                 continue;
             }
@@ -68,9 +85,10 @@ impl Gateway {
                 let reserved = Reservation::new(self, poll.next(want));
                 drop(poll);
                 self.read_into(reserved, take.max_bytes, &mut bytes, &mut held).await?;
-                return Ok(held);
+                return Ok(self.0.raft.leads().then_some(held));
             }
         }
+        Ok(None)
     }
 
     /// Looks at messages without taking them: ends when it saw `max` of them, or at the deadline with what
