@@ -173,9 +173,11 @@ fn kept_from(log: &Log, keep: u64) -> u64 {
     0
 }
 
-/// Returns the sealed segments in which nothing of `living` lies. `living` is in ascending order.
-pub(crate) fn dead(segments: Vec<SegmentInfo>, living: impl Iterator<Item = Living>) -> Vec<SegmentInfo> {
-    let mut unmarked: Vec<_> = segments.into_iter().filter(|segment| segment.sealed).collect();
+/// Returns the sealed segments in which nothing of `living` lies, the living parts of a snapshot of entry `upto`, in
+/// ascending order. Of what lies behind that entry the snapshot says nothing: it stays.
+pub(crate) fn dead(segments: Vec<SegmentInfo>, upto: u64, living: impl Iterator<Item = Living>) -> Vec<SegmentInfo> {
+    let covered = |segment: &SegmentInfo| segment.sealed && segment.last.is_none_or(|last| last <= upto);
+    let mut unmarked: Vec<_> = segments.into_iter().filter(covered).collect();
     unmarked.sort_by_key(|segment| segment.first);
     let mut dead = Vec::new();
     let mut last = None;
@@ -218,7 +220,8 @@ mod tests {
 
     fn dead_numbers(segments: &[SegmentInfo], living: &[u64]) -> Vec<u64> {
         let living = living.iter().map(|entry| Living { entry: *entry, first: 1, count: 1 });
-        let mut numbers: Vec<_> = dead(segments.to_vec(), living).iter().map(|segment| segment.number).collect();
+        let mut numbers: Vec<_> =
+            dead(segments.to_vec(), u64::MAX, living).iter().map(|segment| segment.number).collect();
         numbers.sort_unstable();
         numbers
     }
@@ -234,6 +237,14 @@ mod tests {
         assert_eq!(dead_numbers(&segments, &[17]), [1, 4]);
         assert_eq!(dead_numbers(&segments, &[2, 22, 31]), [2, 4]);
         assert_eq!(dead_numbers(&segments, &[0, 14, 24, 30]), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn what_lies_behind_the_snapshot_is_not_dead() {
+        // A snapshot that is installed later may refer to it.
+        let segments = vec![segment(1, 0, 9), segment(2, 5, 20)];
+        let numbers: Vec<_> = dead(segments, 19, std::iter::empty()).iter().map(|segment| segment.number).collect();
+        assert_eq!(numbers, [1]);
     }
 
     #[test]

@@ -23,7 +23,8 @@ pub(crate) struct Wrote {
 pub(crate) async fn write(shared: &Shared, moment: Moment) -> Result<Wrote, Error> {
     let Moment { meta, chunks, living } = moment;
     let segments = shared.log.segments();
-    let mark = move || maintenance::dead(segments, living.living());
+    let upto = meta.index();
+    let mark = move || maintenance::dead(segments, upto, living.living());
     let marked = shared.runtime.tasks.compute("snapshot-mark", mark);
     let dead = marked.await.map_err(|_| Error::Stopped("marking what lives panicked".to_owned()))?;
     let bytes = Arc::new(AtomicU64::new(0));
