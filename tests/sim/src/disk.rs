@@ -103,6 +103,7 @@ impl SimDisk {
 impl Disk for SimDisk {
     async fn create(&self, path: &Path) -> Result<Arc<dyn File>, Error> {
         self.0.takes(5..50).await;
+        self.0.world.trace(self.0.node, format_args!("disk creates {}", path.display()));
         Ok(self.file(path, self.0.memory.create(path).await?))
     }
 
@@ -113,11 +114,13 @@ impl Disk for SimDisk {
 
     async fn rename(&self, from: &Path, to: &Path) -> Result<(), Error> {
         self.0.takes(5..50).await;
+        self.0.world.trace(self.0.node, format_args!("disk renames {} to {}", from.display(), to.display()));
         self.0.memory.rename(from, to).await
     }
 
     async fn remove(&self, path: &Path) -> Result<(), Error> {
         self.0.takes(5..50).await;
+        self.0.world.trace(self.0.node, format_args!("disk removes {}", path.display()));
         self.0.memory.remove(path).await
     }
 

@@ -116,7 +116,7 @@ impl Plan {
             doubled: often(30),
         };
         let (stalls, drift) = (often(20), often(2_000));
-        let gap = 300 + draw.below(6_000);
+        let gap = 500 + draw.below(6_000);
         Self { order, seconds, gap, network, stalls, drift, kinds }
     }
 
@@ -156,8 +156,16 @@ pub async fn torment<P: Program>(cluster: Cluster<P>, plan: Plan) {
         let drift = i64::try_from(draw.below(2 * plan.drift + 1)).unwrap_or(0) - i64::try_from(plan.drift).unwrap_or(0);
         world.set_drift(node, drift);
     }
+    let mut before_respite = 1 + draw.below(12);
     loop {
-        world.sleep(Duration::from_millis(50 + draw.below(plan.gap))).await;
+        let mut pause = 50 + draw.below(plan.gap);
+        if before_respite == 0 {
+            // Long enough for an election and some work: otherwise nothing would be done that could go wrong.
+            pause += 4_000;
+            before_respite = 1 + draw.below(12);
+        }
+        before_respite -= 1;
+        world.sleep(Duration::from_millis(pause)).await;
         if world.now() >= until {
             return;
         }

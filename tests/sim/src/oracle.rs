@@ -140,6 +140,8 @@ pub struct Oracle {
     first: BTreeMap<ChannelNumber, u64>,
     /// Whether cluster time may jump, because a whole cluster may start again with a wall clock that jumped.
     pub time_may_jump: bool,
+    /// By how many parts per million wall clocks drift apart: a group that starts again may read any of them.
+    pub skew: u64,
     /// What happened, for the reader.
     pub tally: Tally,
 }
@@ -293,7 +295,7 @@ impl Oracle {
         if sight.lasting && other != id {
             return Err(format!("messages {other:x} and {id:x} had the same sequence {}", sight.sequence));
         }
-        let due = message.sent.at + message.sent.delay * 985_000_000;
+        let due = (message.sent.at + message.sent.delay * 985_000_000).saturating_sub(self.skewed(sight.now));
         if !self.time_may_jump && sight.now < due {
             let early = due - sight.now;
             return Err(format!("message {id:x} with a delay of {} s came {early} ns early", message.sent.delay));
@@ -375,9 +377,14 @@ impl Oracle {
         }
     }
 
+    /// Returns by how much wall clocks may differ at `now`.
+    fn skewed(&self, now: u64) -> u64 {
+        now / 1_000_000 * self.skew
+    }
+
     /// Returns whether a message may have expired.
     fn may_have_expired(&self, message: &Message, now: u64) -> bool {
-        message.sent.expiration > 0 && (self.time_may_jump || now >= message.expires)
+        message.sent.expiration > 0 && (self.time_may_jump || now + self.skewed(now) >= message.expires)
     }
 
     /// Returns the latest true nanosecond at which a delayed message comes due.

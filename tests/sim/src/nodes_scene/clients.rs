@@ -215,7 +215,11 @@ impl Client {
         }
         let to = self.below(3);
         for (settle, messages) in [(Settle::Ack, ack), (Settle::Nack, nack), (Settle::Requeue(to), requeue)] {
-            if !messages.is_empty() && !self.settle(&mut held, settle, &messages, leadership).await {
+            if messages.is_empty() {
+                continue;
+            }
+            let told = self.settle(running, &mut held, settle, &messages, leadership).await;
+            if told != Told::Done {
                 return;
             }
         }
@@ -264,8 +268,15 @@ impl Client {
         Some(ids)
     }
 
-    /// Settles messages; returns whether it was done.
-    async fn settle(&self, held: &mut Held, settle: Settle, messages: &[(Id, u64)], leadership: Leadership) -> bool {
+    /// Settles messages, and tells the oracle how it ended.
+    async fn settle(
+        &self,
+        running: &Running,
+        held: &mut Held,
+        settle: Settle,
+        messages: &[(Id, u64)],
+        leadership: Leadership,
+    ) -> Told {
         let world = self.scene.cluster.world();
         let trying: Vec<Trying> = {
             let mut oracle = self.scene.oracle.lock();
@@ -281,10 +292,12 @@ impl Client {
         let told = match submitted.await {
             Ok(outcomes) => {
                 let done: u64 = outcomes.iter().map(count).sum();
-                if done != messages.len() as u64 {
+                let same = running.node.raft().status().term == leadership.1;
+                if same && done != messages.len() as u64 {
                     world.fail(format!("{settle:?} of {} messages settled {done}: {outcomes:?}", messages.len()));
                 }
-                Told::Done
+                // Another leader may have handed them out in between: then some may have been settled before.
+                if same { Told::Done } else { Told::Unknown }
             }
             Err(Unavailable::NotLeader) => Told::NotDone,
             Err(_) => Told::Unknown,
@@ -303,7 +316,7 @@ impl Client {
         for (id, _) in messages {
             world.trace(leadership.0, format_args!("{settle:?} {id:x}: {told:?}"));
         }
-        told == Told::Done
+        told
     }
 
     async fn peek(&self, channel: ChannelNumber, max: usize) {

@@ -209,6 +209,7 @@ pub fn run(asked: &Asked) -> Ended {
     simulation.at_each_instant(move || watched.check_instant());
     let mut oracle = Oracle::default();
     oracle.time_may_jump = time_may_jump(&plan);
+    oracle.skew = 2 * plan.drift;
     let scene = Scene { cluster, oracle: Arc::new(Mutex::new(oracle)), established: Arc::default() };
     let (root, seconds, plant) = (scene.clone(), asked.seconds, asked.plant);
     let ended = simulation.run(async move {
