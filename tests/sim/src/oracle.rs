@@ -140,8 +140,9 @@ pub struct Oracle {
     first: BTreeMap<ChannelNumber, u64>,
     /// Whether cluster time may jump, because a whole cluster may start again with a wall clock that jumped.
     pub time_may_jump: bool,
-    /// By how many parts per million wall clocks drift apart: a group that starts again may read any of them.
-    pub skew: u64,
+    /// By how many nanoseconds cluster time may jump forward, because a group that starts again reads a wall clock:
+    /// what clocks drift apart, and what cluster time had fallen behind when leaders were replaced.
+    pub jump: u64,
     /// What happened, for the reader.
     pub tally: Tally,
 }
@@ -295,7 +296,7 @@ impl Oracle {
         if sight.lasting && other != id {
             return Err(format!("messages {other:x} and {id:x} had the same sequence {}", sight.sequence));
         }
-        let due = (message.sent.at + message.sent.delay * 985_000_000).saturating_sub(self.skewed(sight.now));
+        let due = (message.sent.at + message.sent.delay * 985_000_000).saturating_sub(self.jump);
         if !self.time_may_jump && sight.now < due {
             let early = due - sight.now;
             return Err(format!("message {id:x} with a delay of {} s came {early} ns early", message.sent.delay));
@@ -377,14 +378,9 @@ impl Oracle {
         }
     }
 
-    /// Returns by how much wall clocks may differ at `now`.
-    fn skewed(&self, now: u64) -> u64 {
-        now / 1_000_000 * self.skew
-    }
-
     /// Returns whether a message may have expired.
     fn may_have_expired(&self, message: &Message, now: u64) -> bool {
-        message.sent.expiration > 0 && (self.time_may_jump || now + self.skewed(now) >= message.expires)
+        message.sent.expiration > 0 && (self.time_may_jump || now + self.jump >= message.expires)
     }
 
     /// Returns the latest true nanosecond at which a delayed message comes due.

@@ -465,13 +465,8 @@ impl Scene {
     async fn check_end(&self, seconds: u64) -> Result<(), String> {
         let world = self.cluster.world().clone();
         self.agreed().await?;
-        let leader = self.cluster.leader().unwrap_or(1);
         for fresh in 0..3 {
-            let number = (CLIENTS + 1) << 32 | fresh;
-            match self.write(leader, number, 10, Duration::from_secs(3)).await {
-                Told::Acked => self.oracle.lock().acked.entry(CLIENTS + 1).or_default().push(number),
-                _ => return Err("a fresh write was not acknowledged after the faults ended".to_owned()),
-            }
+            self.write_fresh(fresh).await?;
         }
         self.agreed().await?;
         let mut digests = BTreeSet::new();
@@ -491,6 +486,20 @@ impl Scene {
             return Err(format!("only {acked} writes were acknowledged in {seconds} s: the run shows nothing"));
         }
         Ok(())
+    }
+
+    /// Writes until one write is acknowledged: leadership may still move because somebody asked for that at the end.
+    async fn write_fresh(&self, fresh: u64) -> Result<(), String> {
+        for attempt in 0..20 {
+            let number = (CLIENTS + 1) << 32 | fresh << 8 | attempt;
+            let leader = self.cluster.leader().unwrap_or(1);
+            if let Told::Acked = self.write(leader, number, 10, Duration::from_secs(3)).await {
+                self.oracle.lock().acked.entry(CLIENTS + 1).or_default().push(number);
+                return Ok(());
+            }
+            self.cluster.world().sleep(Duration::from_millis(200)).await;
+        }
+        Err("no fresh write was acknowledged after the faults ended".to_owned())
     }
 
     fn check_record(&self, node: usize, record: &Record) -> Result<(), String> {

@@ -36,6 +36,10 @@ const SETTLING: Duration = Duration::from_secs(60);
 /// How long a leader that was replaced may still hand out messages: its lease, and what a step takes.
 const DEPOSED_MAY_HAND_OUT: u64 = 2_000_000_000;
 
+/// How far cluster time may jump forward when a group starts again and reads a wall clock that never jumped: the drift
+/// of clocks over a run, and what it fell behind when a leader was replaced that had entries on their way.
+const RESTART_MAY_JUMP: u64 = 2_000_000_000;
+
 /// The channels of the workload: three to work on, one with a single reader, one for dead letters, and one that is
 /// emptied, deleted and made anew.
 const CHANNELS: [&str; 6] = ["work-0", "work-1", "work-2", "solo", "dead", "scrap"];
@@ -209,7 +213,7 @@ pub fn run(asked: &Asked) -> Ended {
     simulation.at_each_instant(move || watched.check_instant());
     let mut oracle = Oracle::default();
     oracle.time_may_jump = time_may_jump(&plan);
-    oracle.skew = 2 * plan.drift;
+    oracle.jump = if plan.kinds.iter().any(|kind| kind.ends_a_process()) { RESTART_MAY_JUMP } else { 0 };
     let scene = Scene { cluster, oracle: Arc::new(Mutex::new(oracle)), established: Arc::default() };
     let (root, seconds, plant) = (scene.clone(), asked.seconds, asked.plant);
     let ended = simulation.run(async move {
