@@ -115,7 +115,13 @@ impl Node {
         let outbox_cell = Arc::new(OnceLock::new());
         let feed = IndexFeed::new(index.clone());
         let replica = Replica::new(Arc::clone(&core), id, Arc::clone(&outbox_cell), feed.clone());
-        let settings = kubemq_raft::Options { node: id, ..options.raft };
+        let mut settings = kubemq_raft::Options { node: id, ..options.raft };
+        if options.members.is_empty() {
+            // Nobody else is to be convinced or replaced: consensus need not wake up fifty times a second.
+            settings.heartbeat = Duration::from_secs(1);
+            settings.election_least = Duration::from_secs(3);
+            settings.election_most = Duration::from_secs(5);
+        }
         let raft = kubemq_raft::start::<R>(settings, log.clone(), snapshots, replica, peers, runtime.clone()).await?;
         let outbox = Outbox::new(raft.clone(), runtime.clock.clone(), id);
         outbox_cell.set(Arc::clone(&outbox)).ok();

@@ -53,7 +53,9 @@ impl Gateway {
         let clock = &self.0.runtime.clock;
         loop {
             self.available().await?;
-            if let Some(held) = self.take_as_leader(&take).await? {
+            if let Some(mut held) = self.take_as_leader(&take).await? {
+                // What was given back while this poll waited came behind what it had already.
+                held.deliveries.sort_unstable_by_key(|delivery| delivery.sequence);
                 return Ok(held);
             }
             if clock.now() >= take.deadline {
