@@ -173,11 +173,23 @@ fn kept_from(log: &Log, keep: u64) -> u64 {
     0
 }
 
+/// Returns the segments, each ending where the log had come when it was sealed. One that holds only a vote or a
+/// truncation has no entries of its own, and yet the log has a hole without it while those before it stay.
+fn as_the_next_counts_on(mut segments: Vec<SegmentInfo>) -> Vec<SegmentInfo> {
+    segments.sort_by_key(|segment| segment.number);
+    let mut reached = None;
+    for segment in segments.iter_mut().filter(|segment| !segment.bodies_only) {
+        reached = reached.max(segment.last);
+        segment.last = reached;
+    }
+    segments
+}
+
 /// Returns the sealed segments in which nothing of `living` lies, the living parts of a snapshot of entry `upto`, in
 /// ascending order. Of what lies behind that entry the snapshot says nothing: it stays.
 pub(crate) fn dead(segments: Vec<SegmentInfo>, upto: u64, living: impl Iterator<Item = Living>) -> Vec<SegmentInfo> {
     let covered = |segment: &SegmentInfo| segment.sealed && segment.last.is_none_or(|last| last <= upto);
-    let mut unmarked: Vec<_> = segments.into_iter().filter(covered).collect();
+    let mut unmarked: Vec<_> = as_the_next_counts_on(segments).into_iter().filter(covered).collect();
     unmarked.sort_by_key(|segment| segment.first);
     let mut dead = Vec::new();
     let mut last = None;
@@ -237,6 +249,14 @@ mod tests {
         assert_eq!(dead_numbers(&segments, &[17]), [1, 4]);
         assert_eq!(dead_numbers(&segments, &[2, 22, 31]), [2, 4]);
         assert_eq!(dead_numbers(&segments, &[0, 14, 24, 30]), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn a_segment_without_entries_goes_with_those_before_it() {
+        let vote = SegmentInfo { first: None, last: None, ..segment(2, 0, 0) };
+        let dead = |upto| dead(vec![segment(1, 0, 9), vote, segment(3, 10, 12)], upto, std::iter::empty());
+        assert_eq!(dead(8).len(), 0);
+        assert_eq!(dead(9).iter().map(|segment| segment.last).collect::<Vec<_>>(), [Some(9), Some(9)]);
     }
 
     #[test]
