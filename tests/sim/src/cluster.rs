@@ -91,7 +91,14 @@ struct Watched {
     committed: BTreeMap<(usize, u64), u64>,
     /// Per term and leader: the life in which it led.
     leaderships: BTreeMap<(u64, usize), u64>,
+    /// Per node and life: the last entry when it was first seen, and how many came from a leader since.
+    heard: BTreeMap<(usize, u64), (u64, u64)>,
+    /// A node came to lead that had heard of no other leader in its life.
+    cold_start: bool,
 }
+
+/// Entries from another leader after which a life surely knows the time: the first one may carry none.
+const KNOWS_THE_TIME: u64 = 3;
 
 struct Inner<P: Program> {
     world: World,
@@ -386,6 +393,12 @@ impl<P: Program> Cluster<P> {
         self.0.members.lock().values().map(|member| member.ended).sum()
     }
 
+    /// Returns whether a group started again since the last call: its first leader read its wall clock.
+    #[must_use]
+    pub fn take_cold_start(&self) -> bool {
+        std::mem::take(&mut self.0.watched.lock().cold_start)
+    }
+
     /// Checks what must hold for consensus at each instant.
     ///
     /// # Errors
@@ -423,6 +436,15 @@ impl Watched {
             return Err(format!(
                 "node {node}: purged {purged} ≤ snapshot {snapshot} ≤ applied {applied} ≤ committed {committed} does not hold"
             ));
+        }
+        let last = status.last.unwrap_or(0);
+        let heard = self.heard.entry((node, life)).or_insert((last, 0));
+        if status.role == Role::Leader {
+            self.cold_start |= heard.1 < KNOWS_THE_TIME;
+            // From now on it keeps the time itself.
+            heard.1 = KNOWS_THE_TIME;
+        } else if status.leader.is_some() {
+            heard.1 = heard.1.max(last.saturating_sub(heard.0));
         }
         if status.role == Role::Leader {
             let first = *self.leaderships.entry((status.term, node)).or_insert(life);

@@ -100,11 +100,9 @@ impl Plan {
             _ => Order::Any,
         };
         let mut kinds: Vec<_> = KINDS.into_iter().filter(|_| draw.below(2) == 0).collect();
-        // A group that starts again reads a wall clock: only where no process ends must time go on whatever clocks do.
-        if kinds.contains(&Kind::WallJump) && draw.below(2) == 0 {
+        if draw.below(8) == 0 {
+            // Where no process ends, time must go on whatever clocks do.
             kinds.retain(|kind| !kind.ends_a_process());
-        } else if draw.below(2) == 0 {
-            kinds.retain(|kind| *kind != Kind::WallJump);
         }
         let often = |most| if draw.below(2) == 0 { 0 } else { draw.below(most) };
         let least_micros = 20 + draw.below(200);

@@ -67,12 +67,16 @@ struct Message {
     possible: BTreeSet<Spot>,
     /// Changes with everything that is tried or seen.
     version: u64,
+    /// Settlements that were tried.
+    tries: u64,
     /// Where it was seen, in order.
     seen: Vec<Spot>,
     /// In whose hands, and under which leadership it was handed out.
     holder: Option<Leadership>,
     /// True nanoseconds from which it may have expired.
     expires: u64,
+    /// True nanoseconds before which it may not be seen.
+    due: u64,
     /// The sequence of its first publish, once seen.
     sequence: Option<u64>,
 }
@@ -114,6 +118,7 @@ pub enum Settle {
 pub struct Trying {
     id: Id,
     version: u64,
+    tries: u64,
     sights: usize,
     before: BTreeSet<Spot>,
     after: BTreeSet<Spot>,
@@ -138,11 +143,6 @@ pub struct Oracle {
     places: BTreeMap<(ChannelNumber, u64), Id>,
     /// The greatest sequence that was handed out for the first time, per channel with a single reader.
     first: BTreeMap<ChannelNumber, u64>,
-    /// Whether cluster time may jump, because a whole cluster may start again with a wall clock that jumped.
-    pub time_may_jump: bool,
-    /// By how many nanoseconds cluster time may jump forward, because a group that starts again reads a wall clock:
-    /// what clocks drift apart, and what cluster time had fallen behind when leaders were replaced.
-    pub jump: u64,
     /// What happened, for the reader.
     pub tally: Tally,
 }
@@ -189,9 +189,11 @@ impl Oracle {
             acked: false,
             possible: BTreeSet::from([Spot::Gone, here]),
             version: 0,
+            tries: 0,
             seen: Vec::new(),
             holder: None,
             expires: expires(sent.at, sent.delay, sent.expiration),
+            due: sent.at + sent.delay * 985_000_000,
             sequence: None,
         };
         self.messages.insert(id, message);
@@ -296,9 +298,8 @@ impl Oracle {
         if sight.lasting && other != id {
             return Err(format!("messages {other:x} and {id:x} had the same sequence {}", sight.sequence));
         }
-        let due = (message.sent.at + message.sent.delay * 985_000_000).saturating_sub(self.jump);
-        if !self.time_may_jump && sight.now < due {
-            let early = due - sight.now;
+        if sight.now < message.due {
+            let early = message.due - sight.now;
             return Err(format!("message {id:x} with a delay of {} s came {early} ns early", message.sent.delay));
         }
         // Reading bodies takes a while after the time was looked at.
@@ -333,8 +334,10 @@ impl Oracle {
             message.expires = message.expires.min(expires(now, 0, message.sent.expiration));
         }
         message.version += 1;
+        message.tries += 1;
         message.possible.extend(&after);
-        Some(Trying { id, version: message.version, sights: message.seen.len(), before, after })
+        let (version, tries) = (message.version, message.tries);
+        Some(Trying { id, version, tries, sights: message.seen.len(), before, after })
     }
 
     /// The one who settled was told how it ended.
@@ -344,7 +347,8 @@ impl Oracle {
     /// When that contradicts what was seen in between.
     pub fn settled(&mut self, trying: Trying, told: Told) -> Result<(), String> {
         let Some(message) = self.messages.get_mut(&trying.id) else { return Ok(()) };
-        let next = message.seen.get(trying.sights);
+        // What another holder settled meanwhile explains every sight.
+        let next = message.seen.get(trying.sights).filter(|_| message.tries == trying.tries);
         let id = trying.id;
         match told {
             Told::Done => {
@@ -368,6 +372,15 @@ impl Oracle {
         Ok(())
     }
 
+    /// A group started again, and its leader read a wall clock: cluster time may have jumped forward, so that what was
+    /// sent before may come due, and expire, at any moment.
+    pub fn time_jumped(&mut self) {
+        for message in self.messages.values_mut() {
+            message.due = 0;
+            message.expires = message.expires.min(if message.sent.expiration > 0 { 0 } else { u64::MAX });
+        }
+    }
+
     /// Whatever is in `channel` may vanish from now on, until [`Self::vanished`].
     pub fn vanishing(&mut self, channel: ChannelNumber) {
         for message in self.messages.values_mut() {
@@ -379,8 +392,8 @@ impl Oracle {
     }
 
     /// Returns whether a message may have expired.
-    fn may_have_expired(&self, message: &Message, now: u64) -> bool {
-        message.sent.expiration > 0 && (self.time_may_jump || now + self.jump >= message.expires)
+    fn may_have_expired(message: &Message, now: u64) -> bool {
+        message.sent.expiration > 0 && now >= message.expires
     }
 
     /// Returns the latest true nanosecond at which a delayed message comes due.
@@ -397,7 +410,7 @@ impl Oracle {
     /// The first message that is lost, or out of order.
     pub fn check_drained(&self, now: u64) -> Result<(), String> {
         for (id, message) in &self.messages {
-            if !message.possible.contains(&Spot::Gone) && !self.may_have_expired(message, now) {
+            if !message.possible.contains(&Spot::Gone) && !Self::may_have_expired(message, now) {
                 return Err(format!(
                     "message {id:x} is lost: it must be {:?}; stored {}, seen {:?}, {:?}",
                     message.possible, message.acked, message.seen, message.sent

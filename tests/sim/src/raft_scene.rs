@@ -482,7 +482,7 @@ impl Scene {
         }
         let acked: usize = self.oracle.lock().acked.values().map(Vec::len).sum();
         world.trace(0, format_args!("end: {acked} acked"));
-        if (acked as u64) < seconds / 2 {
+        if (acked as u64) < seconds / 8 {
             return Err(format!("only {acked} writes were acknowledged in {seconds} s: the run shows nothing"));
         }
         Ok(())

@@ -5,6 +5,8 @@
 
 mod clients;
 mod end;
+#[cfg(test)]
+mod scripted;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,7 +25,7 @@ use kubemq_storage::index::{IndexWriter, MemoryIndex, Opening};
 use parking_lot::Mutex;
 
 use crate::cluster::{Boot, Cluster, Program};
-use crate::faults::{Kind, Plan, settle, torment};
+use crate::faults::{settle, torment};
 use crate::network::{Endpoint, address};
 use crate::openraft_runtime::SimRuntime;
 use crate::oracle::{ChannelNumber, Leadership, Oracle};
@@ -35,10 +37,6 @@ const NODES: usize = 3;
 const SETTLING: Duration = Duration::from_secs(60);
 /// How long a leader that was replaced may still hand out messages: its lease, and what a step takes.
 const DEPOSED_MAY_HAND_OUT: u64 = 2_000_000_000;
-
-/// How far cluster time may jump forward when a group starts again and reads a wall clock that never jumped: the drift
-/// of clocks over a run, and what it fell behind when a leader was replaced that had entries on their way.
-const RESTART_MAY_JUMP: u64 = 2_000_000_000;
 
 /// The channels of the workload: three to work on, one with a single reader, one for dead letters, and one that is
 /// emptied, deleted and made anew.
@@ -195,11 +193,6 @@ impl Scene {
     }
 }
 
-/// Whether cluster time may jump in such a run: a group that starts again reads a wall clock that may have jumped.
-fn time_may_jump(plan: &Plan) -> bool {
-    plan.kinds.contains(&Kind::WallJump) && plan.kinds.iter().any(|kind| kind.ends_a_process())
-}
-
 /// Runs the scene.
 #[must_use]
 pub fn run(asked: &Asked) -> Ended {
@@ -209,12 +202,15 @@ pub fn run(asked: &Asked) -> Ended {
     let world = simulation.world();
     let sizes = Sizes::draw(&world.random("sizes"));
     let cluster = Cluster::new(&simulation, NODES, Nodes { sizes });
-    let watched = cluster.clone();
-    simulation.at_each_instant(move || watched.check_instant());
-    let mut oracle = Oracle::default();
-    oracle.time_may_jump = time_may_jump(&plan);
-    oracle.jump = if plan.kinds.iter().any(|kind| kind.ends_a_process()) { RESTART_MAY_JUMP } else { 0 };
-    let scene = Scene { cluster, oracle: Arc::new(Mutex::new(oracle)), established: Arc::default() };
+    let scene = Scene { cluster, oracle: Arc::default(), established: Arc::default() };
+    let watched = scene.clone();
+    simulation.at_each_instant(move || {
+        watched.cluster.check_instant()?;
+        if watched.cluster.take_cold_start() {
+            watched.oracle.lock().time_jumped();
+        }
+        Ok(())
+    });
     let (root, seconds, plant) = (scene.clone(), asked.seconds, asked.plant);
     let ended = simulation.run(async move {
         let cluster = &root.cluster;

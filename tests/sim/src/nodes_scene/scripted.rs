@@ -1,0 +1,112 @@
+//! What random runs have found, as short scripts with fixed faults at fixed points.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use kubemq_runtime::OnFailure;
+use kubemq_server::gateway::Take;
+use parking_lot::Mutex;
+
+use super::clients::to_wire;
+use super::{CHANNELS, NODES, Nodes, Running, Scene, Sizes};
+use crate::cluster::Cluster;
+use crate::oracle::Sent;
+use crate::world::{Order, Simulation};
+
+const SIZES: Sizes = Sizes { segment: 1 << 20, tail: 1 << 20, snapshot: 1 << 20, keep: 1 << 20 };
+
+/// Runs a script on three nodes that agree on a leader.
+fn scripted(script: impl FnOnce(Scene, usize) -> BoxFuture<'static, Result<(), String>> + Send + 'static) {
+    let mut simulation = Simulation::new(1, Order::Any, Duration::from_secs(300), false);
+    let cluster = Cluster::new(&simulation, NODES, Nodes { sizes: SIZES });
+    let scene = Scene { cluster, oracle: Arc::default(), established: Arc::default() };
+    let ended = simulation.run(async move {
+        for node in scene.cluster.nodes() {
+            scene.cluster.start(node);
+        }
+        let leader = scene.leader().await?;
+        script(scene, leader).await
+    });
+    ended.unwrap().unwrap();
+}
+
+async fn send(scene: &Scene, node: usize) -> Result<(), String> {
+    let message = to_wire(7, &Sent::default());
+    let sent = scene
+        .cluster
+        .call(node, Duration::from_secs(15), move |running| async move { running.node.gateway().send(message).await });
+    match sent.await {
+        Some(Ok(result)) if !result.is_error => Ok(()),
+        other => Err(format!("not stored: {other:?}")),
+    }
+}
+
+/// Takes and acks one message; returns how many it got, which may be none.
+async fn take(running: Running, wait: Duration) -> usize {
+    let deadline = running.runtime.clock.now() + wait;
+    let take = Take { channel: CHANNELS[0].to_owned(), max: 1, max_bytes: u64::MAX, deadline };
+    let Ok(mut held) = running.node.gateway().take(take).await else { return 0 };
+    let sequences: Vec<u64> = held.unsettled().collect();
+    held.ack(&sequences).await.ok();
+    sequences.len()
+}
+
+/// Returns a leader other than `old`.
+async fn next_leader(scene: &Scene, old: usize) -> usize {
+    loop {
+        match scene.cluster.leader() {
+            Some(leader) if leader != old => return leader,
+            _ => scene.cluster.world().sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+#[test]
+fn readers_that_wait_at_a_replaced_leader_are_handed_nothing() {
+    scripted(|scene, old| {
+        Box::pin(async move {
+            let (cluster, world) = (scene.cluster.clone(), scene.cluster.world().clone());
+            let got = Arc::new(Mutex::new(None));
+            let (waiting, slot) = (cluster.clone(), Arc::clone(&got));
+            let reader = async move {
+                let took = waiting.call(old, Duration::from_secs(60), |running| take(running, Duration::from_secs(20)));
+                *slot.lock() = took.await;
+            };
+            let tasks = world.runtime(cluster.harness()).tasks;
+            let reader = tasks.spawn("reader", OnFailure::StopNode, reader);
+            world.sleep(Duration::from_millis(100)).await;
+            for other in cluster.nodes().into_iter().filter(|other| *other != old) {
+                cluster.network().cut(old, other);
+                cluster.network().cut(other, old);
+            }
+            let new = next_leader(&scene, old).await;
+            cluster.network().heal();
+            // The old leader applies it as a follower, with a reader waiting.
+            send(&scene, new).await?;
+            reader.await.ok();
+            assert_eq!(*got.lock(), Some(0));
+            let took = cluster.call(new, Duration::from_secs(60), |running| take(running, Duration::from_secs(1)));
+            assert_eq!(took.await, Some(1));
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn a_leader_that_stood_still_hands_out_nothing() {
+    scripted(|scene, old| {
+        Box::pin(async move {
+            let cluster = scene.cluster.clone();
+            send(&scene, old).await?;
+            cluster.world().freeze(old);
+            let new = next_leader(&scene, old).await;
+            let took = cluster.call(new, Duration::from_secs(60), |running| take(running, Duration::from_secs(5)));
+            assert_eq!(took.await, Some(1));
+            cluster.world().thaw(old);
+            let took = cluster.call(old, Duration::from_secs(60), |running| take(running, Duration::ZERO));
+            assert_eq!(took.await, Some(0));
+            Ok(())
+        })
+    });
+}
