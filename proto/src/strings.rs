@@ -33,6 +33,12 @@ pub enum Refusal {
     /// A request names a cache key without a life time.
     #[error("Error 116: invalid cache ttl value, cannot be 0 or negative")]
     CacheTtl,
+    /// An answer does not say to which request.
+    #[error("Error 117: invalid request id, cannot be empty")]
+    EmptyRequestId,
+    /// A subscription to events that are not stored says where in the store to start.
+    #[error("Error 118: event store parameters were set but subscribe type is not event store")]
+    StartWithoutStore,
     /// A channel name ends with a dot.
     #[error("Error 119: invalid channel value, cannot end with `.`")]
     ChannelEndsWithDot,
@@ -103,6 +109,12 @@ pub enum Refusal {
     /// The type of a request is unknown.
     #[error("Error 206: invalid request type")]
     RequestType,
+    /// The type of a subscription is unknown, or not one of this method.
+    #[error("Error 207: invalid subscribe type")]
+    SubscribeType,
+    /// Nobody answered a request in its time.
+    #[error("Error 301: timeout for request message")]
+    RequestTimedOut,
     /// The node is stopping.
     #[error("Error 409: server is in shutdown mode")]
     Shutdown,
@@ -145,6 +157,15 @@ pub enum Refusal {
     /// The store does not take messages under this name.
     #[error("stan: invalid publish request")]
     PublishName,
+    /// A subject has an empty part.
+    #[error("nats: invalid subject")]
+    Subject,
+    /// The name of a group has white space.
+    #[error("nats: invalid queue name")]
+    GroupName,
+    /// As many requests wait for their answer as may.
+    #[error("too many requests wait for an answer")]
+    TooManyRequests,
     /// The node holds as many channels as it may.
     #[error("too many channels")]
     TooManyChannels,
@@ -222,7 +243,7 @@ impl Refusal {
             Self::NotReady | Self::NoLeader | Self::Shutdown => Code::Unavailable,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
             Self::StreamEndsForStop => Code::Aborted,
-            Self::MessageTooLarge(_) => Code::ResourceExhausted,
+            Self::MessageTooLarge(_) | Self::TooManyRequests => Code::ResourceExhausted,
             Self::NotServed(_) => Code::Unimplemented,
             Self::Unreadable => Code::DataLoss,
             _ => Code::Internal,
@@ -258,6 +279,11 @@ mod tests {
             (Refusal::EmptyMessage, "Error 110: invalid message, cannot be empty"),
             (Refusal::EmptyRequest, "Error 115: invalid request, cannot be empty"),
             (Refusal::CacheTtl, "Error 116: invalid cache ttl value, cannot be 0 or negative"),
+            (Refusal::EmptyRequestId, "Error 117: invalid request id, cannot be empty"),
+            (
+                Refusal::StartWithoutStore,
+                "Error 118: event store parameters were set but subscribe type is not event store",
+            ),
             (Refusal::ChannelEndsWithDot, "Error 119: invalid channel value, cannot end with `.`"),
             (
                 Refusal::QueueName,
@@ -297,6 +323,10 @@ mod tests {
             (Refusal::NothingToReject, "Error 137: no active message to reject"),
             (Refusal::WaitExpired, "Error 138: no new message in queue, wait time expired"),
             (Refusal::RequestType, "Error 206: invalid request type"),
+            (Refusal::SubscribeType, "Error 207: invalid subscribe type"),
+            (Refusal::RequestTimedOut, "Error 301: timeout for request message"),
+            (Refusal::Subject, "nats: invalid subject"),
+            (Refusal::GroupName, "nats: invalid queue name"),
             (Refusal::Shutdown, "Error 409: server is in shutdown mode"),
             (Refusal::ClosedTransaction(Verb::Ack), "cannot ack messages with closed response "),
             (Refusal::ClosedTransaction(Verb::Nack), "cannot nack messages with closed response "),
@@ -332,5 +362,7 @@ mod tests {
         assert_eq!(Status::from(Refusal::StreamEndsForStop).code(), Code::Aborted);
         assert_eq!(Status::from(Refusal::MessageTooLarge(5)).code(), Code::ResourceExhausted);
         assert_eq!(Status::from(Refusal::EmptyChannel).code(), Code::Internal);
+        // SDKs take only this code, with this text, for a request that nobody answered.
+        assert_eq!(Status::from(Refusal::RequestTimedOut).code(), Code::Internal);
     }
 }

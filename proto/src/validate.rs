@@ -8,14 +8,19 @@ use std::time::Duration;
 use prost::Message as _;
 
 use crate::kubemq::request::RequestType;
+use crate::kubemq::subscribe::SubscribeType;
 use crate::kubemq::{
-    AckAllQueueMessagesRequest, QueueMessage, QueueMessagePolicy, QueuesDownstreamRequest, ReceiveQueueMessagesRequest,
-    Request, StreamQueueMessagesRequest, StreamRequestType,
+    AckAllQueueMessagesRequest, Event, QueueMessage, QueueMessagePolicy, QueuesDownstreamRequest,
+    ReceiveQueueMessagesRequest, Request, Response, StreamQueueMessagesRequest, StreamRequestType, Subscribe,
 };
 use crate::strings::Refusal;
 
 /// The longest name of a channel whose messages are stored, in bytes.
 pub const MAX_NAME_BYTES: usize = 256;
+
+/// The longest subject of events, commands and queries, in bytes. Nothing of these is stored, so this only keeps
+/// names of megabytes out of the tables of subscriptions.
+pub const MAX_SUBJECT_BYTES: usize = 32 * 1024;
 
 /// The name to which management requests are sent. No channel of any kind has it.
 pub const MANAGEMENT_CHANNEL: &str = "kubemq.cluster.internal.requests";
@@ -124,15 +129,34 @@ pub fn channel_name(name: &str) -> Result<(), Refusal> {
     if has_empty_token(name) { Err(Refusal::EmptyChannel) } else { Ok(()) }
 }
 
-/// The rules that every subject keeps: 119, 108, 107.
+/// The rules that every subject to send to keeps: 119, 108, 107.
 fn subject(name: &str) -> Result<(), Refusal> {
+    pattern(name)?;
+    if name.contains(is_wildcard) { Err(Refusal::ChannelWildcard) } else { Ok(()) }
+}
+
+/// The rules that every subject to subscribe to keeps: 119, 108.
+fn pattern(name: &str) -> Result<(), Refusal> {
     if name.ends_with('.') {
         return Err(Refusal::ChannelEndsWithDot);
     }
-    if name.contains(is_blank) {
+    if name.contains(is_blank) || name.len() > MAX_SUBJECT_BYTES {
         return Err(Refusal::ChannelWhiteSpace);
     }
-    if name.contains(is_wildcard) { Err(Refusal::ChannelWildcard) } else { Ok(()) }
+    Ok(())
+}
+
+/// The rules of a sender's or subscriber's name and of its channel being there at all: 101, 102.
+fn client_and_channel(client_id: &str, channel: &str) -> Result<(), Refusal> {
+    if client_id.is_empty() {
+        return Err(Refusal::EmptyClientId);
+    }
+    if channel.is_empty() { Err(Refusal::EmptyChannel) } else { Ok(()) }
+}
+
+/// The reserved name takes management requests and nothing else: 102.
+fn not_reserved(channel: &str) -> Result<(), Refusal> {
+    if channel == MANAGEMENT_CHANNEL { Err(Refusal::EmptyChannel) } else { Ok(()) }
 }
 
 fn is_wildcard(character: char) -> bool {
@@ -185,7 +209,7 @@ fn policy(policy: &QueueMessagePolicy, limits: &QueueLimits) -> Result<(), Refus
 
 /// What the store itself refuses, after everything else was found in order.
 fn storable(message: &QueueMessage, limits: &QueueLimits) -> Result<(), Refusal> {
-    if message.encoded_len().saturating_add(ENVELOPE_BYTES) > limits.max_message_bytes {
+    if !is_deliverable(message.encoded_len(), limits.max_message_bytes) {
         return Err(Refusal::PayloadTooLarge);
     }
     if has_empty_token(&message.channel) { Err(Refusal::PublishName) } else { Ok(()) }
@@ -361,12 +385,7 @@ pub fn request(request: &Request) -> Result<RequestType, Refusal> {
         Ok(RequestType::Unknown) | Err(_) => return Err(Refusal::RequestType),
         Ok(kind) => kind,
     };
-    if request.client_id.is_empty() {
-        return Err(Refusal::EmptyClientId);
-    }
-    if request.channel.is_empty() {
-        return Err(Refusal::EmptyChannel);
-    }
+    client_and_channel(&request.client_id, &request.channel)?;
     subject(&request.channel)?;
     if request.timeout <= 0 {
         return Err(Refusal::RequestTimeout);
@@ -378,6 +397,88 @@ pub fn request(request: &Request) -> Result<RequestType, Refusal> {
         return Err(Refusal::CacheTtl);
     }
     Ok(kind)
+}
+
+/// Checks an event, whether it is to be stored or not.
+///
+/// # Errors
+///
+/// 101, 102, 119, 108, 107, 110.
+pub fn event(event: &Event) -> Result<(), Refusal> {
+    client_and_channel(&event.client_id, &event.channel)?;
+    not_reserved(&event.channel)?;
+    subject(&event.channel)?;
+    if event.metadata.is_empty() && event.body.is_empty() { Err(Refusal::EmptyMessage) } else { Ok(()) }
+}
+
+/// Returns whether a subscription to events wants those of the store.
+///
+/// # Errors
+///
+/// 207 when it is not one to events.
+pub fn wants_stored_events(subscribe: &Subscribe) -> Result<bool, Refusal> {
+    match SubscribeType::try_from(subscribe.subscribe_type_data) {
+        Ok(SubscribeType::Events) => Ok(false),
+        Ok(SubscribeType::EventsStore) => Ok(true),
+        _ => Err(Refusal::SubscribeType),
+    }
+}
+
+/// Checks a subscription to events that are not stored; its type was looked at before.
+///
+/// # Errors
+///
+/// 101, 102, 119, 108, 118, then what is wrong with the subject and the group.
+pub fn events_subscription(subscribe: &Subscribe) -> Result<(), Refusal> {
+    client_and_channel(&subscribe.client_id, &subscribe.channel)?;
+    pattern(&subscribe.channel)?;
+    if subscribe.events_store_type_data != 0 {
+        return Err(Refusal::StartWithoutStore);
+    }
+    subject_and_group(subscribe)
+}
+
+/// Checks a subscription to requests and returns of which kind.
+///
+/// # Errors
+///
+/// 207, 101, 102, 119, 108, then what is wrong with the subject and the group.
+pub fn requests_subscription(subscribe: &Subscribe) -> Result<RequestType, Refusal> {
+    let kind = match SubscribeType::try_from(subscribe.subscribe_type_data) {
+        Ok(SubscribeType::Commands) => RequestType::Command,
+        Ok(SubscribeType::Queries) => RequestType::Query,
+        _ => return Err(Refusal::SubscribeType),
+    };
+    client_and_channel(&subscribe.client_id, &subscribe.channel)?;
+    pattern(&subscribe.channel)?;
+    subject_and_group(subscribe)?;
+    Ok(kind)
+}
+
+fn subject_and_group(subscribe: &Subscribe) -> Result<(), Refusal> {
+    not_reserved(&subscribe.channel)?;
+    if has_empty_token(&subscribe.channel) {
+        return Err(Refusal::Subject);
+    }
+    let group = subscribe.group.as_str();
+    if group.contains(is_blank) || group.len() > MAX_SUBJECT_BYTES { Err(Refusal::GroupName) } else { Ok(()) }
+}
+
+/// Checks the answer to a request.
+///
+/// # Errors
+///
+/// 101, 102, 119, 108, 107, 117.
+pub fn response(response: &Response) -> Result<(), Refusal> {
+    client_and_channel(&response.client_id, &response.reply_channel)?;
+    subject(&response.reply_channel)?;
+    if response.request_id.is_empty() { Err(Refusal::EmptyRequestId) } else { Ok(()) }
+}
+
+/// Returns whether a message of so many bytes can be delivered with what delivery adds to it.
+#[must_use]
+pub fn is_deliverable(bytes: usize, max_message_bytes: usize) -> bool {
+    bytes.saturating_add(ENVELOPE_BYTES) <= max_message_bytes
 }
 
 #[cfg(test)]

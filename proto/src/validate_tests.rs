@@ -350,3 +350,125 @@ fn requests_report_their_first_fault() {
         assert_eq!(super::request(&request), expected, "{request:?}");
     }
 }
+
+fn sent_event(client: &str, channel: &str, body: &'static str) -> Event {
+    Event {
+        client_id: client.to_owned(),
+        channel: channel.to_owned(),
+        body: Bytes::from_static(body.as_bytes()),
+        ..Event::default()
+    }
+}
+
+#[test]
+fn events_report_their_first_fault() {
+    let long = "x".repeat(MAX_SUBJECT_BYTES);
+    let longer = "x".repeat(MAX_SUBJECT_BYTES + 1);
+    for channel in ["a", "a.b", "a..b", ".a", "a/b:c;d", "größe", long.as_str()] {
+        assert_eq!(event(&sent_event("c", channel, "b")), Ok(()), "{channel:.40}");
+    }
+    let rows = [
+        (sent_event("", "", ""), Refusal::EmptyClientId),
+        (sent_event("c", "", ""), Refusal::EmptyChannel),
+        (sent_event("c", MANAGEMENT_CHANNEL, "b"), Refusal::EmptyChannel),
+        (sent_event("c", "a *.", ""), Refusal::ChannelEndsWithDot),
+        (sent_event("c", "a *", ""), Refusal::ChannelWhiteSpace),
+        (sent_event("c", "a\tb", ""), Refusal::ChannelWhiteSpace),
+        (sent_event("c", "a\0b", ""), Refusal::ChannelWhiteSpace),
+        (sent_event("c", &longer, "b"), Refusal::ChannelWhiteSpace),
+        (sent_event("c", "a.*", ""), Refusal::ChannelWildcard),
+        (sent_event("c", "a>b", ""), Refusal::ChannelWildcard),
+        (sent_event("c", "a", ""), Refusal::EmptyMessage),
+    ];
+    for (sent, expected) in rows {
+        assert_eq!(event(&sent), Err(expected), "{:.40}", sent.channel);
+    }
+    let tags_only = Event { tags: [("k".to_owned(), "v".to_owned())].into(), ..sent_event("c", "a", "") };
+    assert_eq!(event(&tags_only), Err(Refusal::EmptyMessage));
+    let metadata_only = Event { metadata: "m".to_owned(), ..sent_event("c", "a", "") };
+    assert_eq!(event(&metadata_only), Ok(()));
+}
+
+fn subscription(kind: SubscribeType, client: &str, channel: &str, group: &str) -> Subscribe {
+    Subscribe {
+        subscribe_type_data: kind.into(),
+        client_id: client.to_owned(),
+        channel: channel.to_owned(),
+        group: group.to_owned(),
+        ..Subscribe::default()
+    }
+}
+
+#[test]
+fn subscriptions_report_their_first_fault() {
+    let events = |client, channel, group| subscription(SubscribeType::Events, client, channel, group);
+    for channel in ["a", "a.*", "a.>", ">", "*", "a*b", "a.>.b", "a/b:c"] {
+        assert_eq!(events_subscription(&events("c", channel, "g:1")), Ok(()), "{channel}");
+    }
+    let with_start = |subscribe| Subscribe { events_store_type_data: 1, ..subscribe };
+    let rows = [
+        (with_start(events("", "", "g 1")), Refusal::EmptyClientId),
+        (with_start(events("c", "", "g 1")), Refusal::EmptyChannel),
+        (with_start(events("c", "a .", "g 1")), Refusal::ChannelEndsWithDot),
+        (with_start(events("c", "a b", "g 1")), Refusal::ChannelWhiteSpace),
+        (with_start(events("c", "a..b", "g 1")), Refusal::StartWithoutStore),
+        (events("c", "a..b", "g 1"), Refusal::Subject),
+        (events("c", ".a", ""), Refusal::Subject),
+        (events("c", "a", "g 1"), Refusal::GroupName),
+        (events("c", MANAGEMENT_CHANNEL, ""), Refusal::EmptyChannel),
+    ];
+    for (subscribe, expected) in rows {
+        assert_eq!(events_subscription(&subscribe), Err(expected), "{subscribe:?}");
+    }
+    for (kind, expected) in [
+        (SubscribeType::Undefined, Err(Refusal::SubscribeType)),
+        (SubscribeType::Events, Ok(false)),
+        (SubscribeType::EventsStore, Ok(true)),
+        (SubscribeType::Commands, Err(Refusal::SubscribeType)),
+        (SubscribeType::Queries, Err(Refusal::SubscribeType)),
+    ] {
+        assert_eq!(wants_stored_events(&subscription(kind, "", "", "")), expected, "{kind:?}");
+    }
+    assert_eq!(
+        requests_subscription(&subscription(SubscribeType::Commands, "c", "a.>", "g")),
+        Ok(RequestType::Command)
+    );
+    assert_eq!(requests_subscription(&subscription(SubscribeType::Queries, "c", "a", "")), Ok(RequestType::Query));
+    for (subscribe, expected) in [
+        (subscription(SubscribeType::Events, "", "", ""), Refusal::SubscribeType),
+        (subscription(SubscribeType::Queries, "", "", ""), Refusal::EmptyClientId),
+        (subscription(SubscribeType::Queries, "c", "", ""), Refusal::EmptyChannel),
+        (subscription(SubscribeType::Queries, "c", "a..b", ""), Refusal::Subject),
+        (subscription(SubscribeType::Queries, "c", "a", "g 1"), Refusal::GroupName),
+        (subscription(SubscribeType::Queries, "c", MANAGEMENT_CHANNEL, ""), Refusal::EmptyChannel),
+    ] {
+        assert_eq!(requests_subscription(&subscribe), Err(expected), "{subscribe:?}");
+    }
+}
+
+#[test]
+fn answers_report_their_first_fault() {
+    let answer = |client: &str, channel: &str, request: &str| Response {
+        client_id: client.to_owned(),
+        reply_channel: channel.to_owned(),
+        request_id: request.to_owned(),
+        ..Response::default()
+    };
+    let rows = [
+        (answer("", "", ""), Err(Refusal::EmptyClientId)),
+        (answer("c", "", ""), Err(Refusal::EmptyChannel)),
+        (answer("c", "a.", ""), Err(Refusal::ChannelEndsWithDot)),
+        (answer("c", "a b", ""), Err(Refusal::ChannelWhiteSpace)),
+        (answer("c", "a.*", ""), Err(Refusal::ChannelWildcard)),
+        (answer("c", "a", ""), Err(Refusal::EmptyRequestId)),
+        (answer("c", "_EVENTS_.x", "r"), Ok(())),
+    ];
+    for (sent, expected) in rows {
+        assert_eq!(response(&sent), expected, "{sent:?}");
+    }
+}
+
+#[test]
+fn what_delivery_adds_must_fit() {
+    assert!(is_deliverable(976, 2000) && !is_deliverable(977, 2000) && !is_deliverable(usize::MAX, 2000));
+}

@@ -17,9 +17,10 @@ mod upstream;
 
 use std::sync::Arc;
 
+use kubemq_proto::frame::Frame;
 use kubemq_proto::kubemq::kubemq_server::Kubemq;
 use kubemq_proto::kubemq::{
-    AckAllQueueMessagesRequest, AckAllQueueMessagesResponse, Empty, Event, EventReceive, PingResult, QueueMessage,
+    AckAllQueueMessagesRequest, AckAllQueueMessagesResponse, Empty, Event, PingResult, QueueMessage,
     QueueMessagesBatchRequest, QueueMessagesBatchResponse, QueuesDownstreamRequest, QueuesDownstreamResponse,
     QueuesInfoRequest, QueuesInfoResponse, QueuesUpstreamRequest, QueuesUpstreamResponse, ReceiveQueueMessagesRequest,
     ReceiveQueueMessagesResponse, Request as KubemqRequest, Response as KubemqResponse, Result as EventResult,
@@ -47,8 +48,8 @@ fn not_served<T>(method: &'static str) -> Answer<T> {
 #[tonic::async_trait]
 impl Kubemq for Service {
     type SendEventsStreamStream = Outgoing<EventResult>;
-    type SubscribeToEventsStream = Outgoing<EventReceive>;
-    type SubscribeToRequestsStream = Outgoing<KubemqRequest>;
+    type SubscribeToEventsStream = Outgoing<Frame>;
+    type SubscribeToRequestsStream = Outgoing<Frame>;
     type StreamQueueMessageStream = Outgoing<StreamQueueMessagesResponse>;
     type QueuesDownstreamStream = Outgoing<QueuesDownstreamResponse>;
     type QueuesUpstreamStream = Outgoing<QueuesUpstreamResponse>;

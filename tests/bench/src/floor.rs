@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::{Stream, StreamExt as _};
+use kubemq_proto::frame::Frame;
 use kubemq_proto::kubemq as proto;
 use kubemq_proto::kubemq::QueuesDownstreamRequestType as Kind;
 use kubemq_proto::kubemq::kubemq_server::{Kubemq, KubemqServer};
@@ -173,8 +174,8 @@ impl Kubemq for Floor {
     }
 
     type SendEventsStreamStream = Replies<proto::Result>;
-    type SubscribeToEventsStream = Replies<proto::EventReceive>;
-    type SubscribeToRequestsStream = Replies<proto::Request>;
+    type SubscribeToEventsStream = Replies<Frame>;
+    type SubscribeToRequestsStream = Replies<Frame>;
     type StreamQueueMessageStream = Replies<proto::StreamQueueMessagesResponse>;
 
     async fn send_event(&self, _: Request<proto::Event>) -> Answer<proto::Result> {
