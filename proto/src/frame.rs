@@ -5,7 +5,7 @@
 //! exactly its size, so that a frame that waits keeps no larger buffer of the connection it came over alive. A
 //! large body is a slice of what arrived and is not copied before it is written to the wire.
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use prost::DecodeError;
 use prost::Message;
 use prost::encoding::{DecodeContext, WireType, encode_key, encode_varint, encoded_len_varint, key_len, skip_field};
@@ -16,15 +16,19 @@ use crate::kubemq::{Event, EventReceive, Request};
 const LARGE_BODY: usize = 16 * 1024;
 /// The field of the body in an `EventReceive`.
 const EVENT_BODY: u32 = 4;
+/// The fields that the place of a stored event says.
+const EVENT_CHANNEL: u32 = 2;
+const EVENT_TIME: u32 = 5;
+const EVENT_SEQUENCE: u32 = 6;
 /// The field of the body in a `Request`.
 const REQUEST_BODY: u32 = 6;
 
 /// An encoded message. Clones share the bytes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Frame {
-    /// All fields, without the contents of a large body.
+    /// All fields, without the contents of a large body or what is stored.
     head: Bytes,
-    /// The contents of a large body, which is the last field.
+    /// The contents of a large body, which is the last field, or all fields of a stored event but those of its place.
     body: Bytes,
 }
 
@@ -43,11 +47,20 @@ impl Frame {
         Self::new(&request, REQUEST_BODY, body)
     }
 
-    /// Returns a stored event as its receivers are sent it.
+    /// Returns what the receivers of a stored event are sent: `stored`, as [`store_event`] wrote it, and its place.
     #[must_use]
-    pub fn stored_event(mut event: EventReceive) -> Self {
-        let body = std::mem::take(&mut event.body);
-        Self::new(&event, EVENT_BODY, body)
+    pub fn stored_event(channel: &str, time: u64, sequence: u64, stored: Bytes) -> Self {
+        let length = u64::try_from(channel.len()).unwrap_or(u64::MAX);
+        // Keys of one byte, and numbers of ten at most.
+        let mut head = Vec::with_capacity(channel.len() + 35);
+        encode_key(EVENT_CHANNEL, WireType::LengthDelimited, &mut head);
+        encode_varint(length, &mut head);
+        head.put_slice(channel.as_bytes());
+        for (field, value) in [(EVENT_TIME, time), (EVENT_SEQUENCE, sequence)] {
+            encode_key(field, WireType::Varint, &mut head);
+            encode_varint(value, &mut head);
+        }
+        Self { head: head.into(), body: stored }
     }
 
     /// Encodes `rest`, which has no body, and the body after it.
@@ -85,6 +98,13 @@ impl Frame {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// Appends an event as it is stored: an `EventReceive` without what its place says. Its channel is given back.
+pub fn store_event(event: Event, out: &mut BytesMut) -> String {
+    let Event { event_id, channel, metadata, body, tags, .. } = event;
+    EventReceive { event_id, metadata, body, tags, ..EventReceive::default() }.encode_raw(out);
+    channel
 }
 
 /// A frame is written where a message is; it cannot be read back field by field, and nothing reads one.
@@ -140,8 +160,14 @@ mod tests {
             assert_eq!((bytes.len(), frame.len()), (frame.encoded_len(), frame.encoded_len()), "{size}");
             let Event { event_id, channel, metadata, body, tags, .. } = sent;
             let expected = EventReceive { event_id, channel, metadata, body, tags, ..EventReceive::default() };
-            assert_eq!(EventReceive::decode(bytes.as_slice()).unwrap(), expected);
-            assert_eq!(Frame::stored_event(expected), frame);
+            assert_eq!(EventReceive::decode(bytes.as_slice()).unwrap(), expected.clone());
+            let mut stored = BytesMut::new();
+            assert_eq!(store_event(event(vec![7; size].into()), &mut stored), "a.b");
+            let stored = stored.freeze();
+            let frame = Frame::stored_event("a.b", u64::MAX >> 1, u64::MAX, stored.clone());
+            assert_eq!(frame.body.as_ptr(), stored.as_ptr(), "nothing is copied");
+            let placed = EventReceive { timestamp: i64::MAX, sequence: u64::MAX, ..expected };
+            assert_eq!(EventReceive::decode(frame.encode_to_vec().as_slice()).unwrap(), placed);
         }
     }
 

@@ -27,6 +27,18 @@ pub enum Refusal {
     /// A message has neither metadata nor body.
     #[error("Error 110: invalid message, cannot be empty")]
     EmptyMessage,
+    /// A subscription to stored events does not say where to begin.
+    #[error("Error 111: invalid subscription type, cannot be undefined or 0")]
+    StartUndefined,
+    /// A subscription to stored events begins at no sequence.
+    #[error("Error 112: invalid subscription type start at sequence value, cannot by 0 or negative")]
+    StartSequence,
+    /// A subscription to stored events begins at no time.
+    #[error("Error 113: invalid subscription type start at time value, cannot by 0 or negative")]
+    StartTime,
+    /// A subscription to stored events begins at no time before now.
+    #[error("Error 114: invalid subscription type start at time delta value, cannot by 0 or negative")]
+    StartTimeDelta,
     /// A request has neither metadata nor body.
     #[error("Error 115: invalid request, cannot be empty")]
     EmptyRequest,
@@ -154,6 +166,18 @@ pub enum Refusal {
     /// A message could not be stored in the queue it was to go to.
     #[error("re-queue message with seq {0} failed, {1}")]
     RequeueFailed(u64, Box<Refusal>),
+    /// The client reads this channel of stored events already, alone.
+    #[error("stan: clientID already registered")]
+    StoreClientRegistered,
+    /// The store does not take this client's id.
+    #[error("stan: invalid clientID: only alphanumeric and `-` or `_` characters allowed")]
+    StoreClientId,
+    /// Nothing is stored under this name.
+    #[error("stan: invalid subject")]
+    StoreSubject,
+    /// The channel keeps the places of as many readers as it may.
+    #[error("too many subscriptions per channel")]
+    TooManySubscriptions,
     /// The store does not take messages under this name.
     #[error("stan: invalid publish request")]
     PublishName,
@@ -277,6 +301,20 @@ mod tests {
             (Refusal::ChannelWhiteSpace, "Error 108: invalid channel value, no white spaces are allowed"),
             (Refusal::RequestTimeout, "Error 109: invalid set timeout value, cannot be 0 or negative"),
             (Refusal::EmptyMessage, "Error 110: invalid message, cannot be empty"),
+            (Refusal::StartUndefined, "Error 111: invalid subscription type, cannot be undefined or 0"),
+            (
+                Refusal::StartSequence,
+                "Error 112: invalid subscription type start at sequence value, cannot by 0 or negative",
+            ),
+            (Refusal::StartTime, "Error 113: invalid subscription type start at time value, cannot by 0 or negative"),
+            (
+                Refusal::StartTimeDelta,
+                "Error 114: invalid subscription type start at time delta value, cannot by 0 or negative",
+            ),
+            (Refusal::StoreClientRegistered, "stan: clientID already registered"),
+            (Refusal::StoreClientId, "stan: invalid clientID: only alphanumeric and `-` or `_` characters allowed"),
+            (Refusal::StoreSubject, "stan: invalid subject"),
+            (Refusal::TooManySubscriptions, "too many subscriptions per channel"),
             (Refusal::EmptyRequest, "Error 115: invalid request, cannot be empty"),
             (Refusal::CacheTtl, "Error 116: invalid cache ttl value, cannot be 0 or negative"),
             (Refusal::EmptyRequestId, "Error 117: invalid request id, cannot be empty"),

@@ -122,11 +122,21 @@ pub fn queue_destination(name: &str) -> Result<(), Refusal> {
 ///
 /// 102, 119, 108 or 107, in that order; a name too long, reserved or with an empty part is 102.
 pub fn channel_name(name: &str) -> Result<(), Refusal> {
-    if name.is_empty() || name.len() > MAX_NAME_BYTES || name == MANAGEMENT_CHANNEL {
+    stored_channel(name)?;
+    if has_empty_token(name) { Err(Refusal::EmptyChannel) } else { Ok(()) }
+}
+
+/// Checks the name of a channel whose events are stored, but for empty parts.
+///
+/// # Errors
+///
+/// 102 when it is empty, too long or reserved, then 119, 108, 107.
+pub(crate) fn stored_channel(name: &str) -> Result<(), Refusal> {
+    if name.is_empty() || name.len() > MAX_NAME_BYTES {
         return Err(Refusal::EmptyChannel);
     }
-    subject(name)?;
-    if has_empty_token(name) { Err(Refusal::EmptyChannel) } else { Ok(()) }
+    not_reserved(name)?;
+    subject(name)
 }
 
 /// The rules that every subject to send to keeps: 119, 108, 107.

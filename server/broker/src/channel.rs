@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::copies::{Copies, Copy};
+use crate::cursors::{Cursors, Reader};
 use crate::name::Kind;
 use crate::reference::Reference;
 use crate::restore::Head;
@@ -12,7 +13,7 @@ use crate::sequences::Sequences;
 use crate::settled::Settled;
 
 /// What a channel costs in RAM when it is empty, besides its name: itself and its places in two trees.
-const CHANNEL_BYTES: u64 = 352;
+const CHANNEL_BYTES: u64 = 384;
 
 /// Names one life of a channel: after delete and create the same name has another id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,11 +26,11 @@ pub struct Totals {
     pub sent: u64,
     /// Their size.
     pub sent_bytes: u64,
-    /// Messages that were acked, purged, or moved away.
+    /// Messages that were acked, purged, or moved away; of an events-store channel, events that readers took.
     pub settled: u64,
     /// Their size.
     pub settled_bytes: u64,
-    /// Messages that were dropped because they had expired.
+    /// Messages that were dropped because they had expired; of an events-store channel, events that were trimmed.
     pub expired: u64,
     /// Messages that left for a dead-letter channel; they count as settled too.
     pub dead_lettered: u64,
@@ -50,6 +51,21 @@ pub struct Location<'a> {
     pub bytes: u64,
     /// What differs from the first publish, when it was stored again.
     pub copy: Option<&'a Copy>,
+}
+
+/// Messages that follow each other in a channel and in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// Sequence of the first message.
+    pub first_sequence: u64,
+    /// Entry that carries the bodies.
+    pub entry: u64,
+    /// Part that carries the first of them.
+    pub first_part: u16,
+    /// How many messages; never 0.
+    pub count: u16,
+    /// Size of all messages together.
+    pub bytes: u64,
 }
 
 /// What one settling took away.
@@ -74,6 +90,7 @@ pub struct Channel {
     pub(crate) settled: Settled,
     pub(crate) runs: Runs,
     pub(crate) copies: Copies,
+    pub(crate) cursors: Cursors,
     waiting: u64,
     waiting_bytes: u64,
     pub(crate) totals: Totals,
@@ -91,6 +108,7 @@ impl Channel {
             settled: Settled::new(),
             runs: Runs::default(),
             copies: Copies::default(),
+            cursors: Cursors::default(),
             waiting: 0,
             waiting_bytes: 0,
             totals: Totals::default(),
@@ -195,10 +213,66 @@ impl Channel {
         Some(Location { entry: body.entry(), part: body.part(), bytes, copy: None })
     }
 
-    /// Whether nothing is stored here and nothing is on its way.
+    /// The first messages at or after `from` that are stored, not settled, and lie together in the log.
+    #[must_use]
+    pub fn stretch(&self, from: u64) -> Option<Stretch> {
+        let first_sequence = self.next_alive(from)?;
+        let Location { entry, part: first_part, bytes, copy } = self.locate(first_sequence)?;
+        let one = Stretch { first_sequence, entry, first_part, count: 1, bytes };
+        if copy.is_some() {
+            return Some(one);
+        }
+        let Some(run) = self.runs.find(first_sequence) else { return Some(one) };
+        let end = self.settled.next_settled(first_sequence, run.end());
+        Some(Stretch { count: (end - first_sequence) as u16, bytes: run.share(first_sequence, end), ..one })
+    }
+
+    /// The lowest sequence of which the body lies in `entry` or behind it; the next sequence when none does. Meant
+    /// for channels in which nothing is stored twice.
+    #[must_use]
+    pub fn first_from_entry(&self, entry: u64) -> u64 {
+        let (mut low, mut high) = (self.settled.floor(), self.next);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.locate(middle) {
+                Some(location) if location.entry >= entry => high = middle,
+                _ => low = middle + 1,
+            }
+        }
+        low
+    }
+
+    /// The last sequence that has to go for at most `bytes` to be left, oldest first; 0 when none has.
+    #[must_use]
+    pub fn excess_over(&self, bytes: u64) -> u64 {
+        let mut excess = self.waiting_bytes.saturating_sub(bytes);
+        let mut upto = 0;
+        let mut from = 1;
+        while excess > 0
+            && let Some(stretch) = self.stretch(from)
+        {
+            from = stretch.first_sequence + u64::from(stretch.count);
+            upto = from - 1;
+            if stretch.bytes >= excess {
+                // Messages of a stretch have equal shares, or nearly so.
+                let each = (stretch.bytes / u64::from(stretch.count)).max(1);
+                upto = upto.min(stretch.first_sequence + excess.div_ceil(each) - 1);
+            }
+            excess = excess.saturating_sub(stretch.bytes);
+        }
+        upto
+    }
+
+    /// How far a reader came: it has everything up to this sequence.
+    #[must_use]
+    pub fn cursor(&self, reader: &Reader) -> Option<u64> {
+        self.cursors.get(reader)
+    }
+
+    /// Whether nothing is stored here, nothing is on its way, and nobody keeps a place.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.waiting == 0 && self.totals.delayed == 0
+        self.waiting == 0 && self.totals.delayed == 0 && self.cursors.len() == 0
     }
 
     /// What this channel costs in RAM.
@@ -209,6 +283,7 @@ impl Channel {
             + self.runs.index_bytes()
             + self.copies.index_bytes()
             + self.settled.index_bytes()
+            + self.cursors.index_bytes()
     }
 
     /// Stores a message whose body lies at `body`.

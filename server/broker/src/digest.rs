@@ -76,6 +76,11 @@ fn add_channel(sum: &mut Checksum, channel: &Channel) {
         }
     }
     add_stretch(sum, stretch);
+    sum.word(channel.cursors.len() as u64);
+    for (reader, after) in channel.cursors.iter() {
+        sum.slice(reader);
+        sum.word(after);
+    }
     for copy in channel.copies.iter() {
         let flags = u64::from(copy.cleared_policy) | u64::from(copy.fresh) << 1;
         let numbers = [copy.sequence, copy.body.word(), copy.time, copy.expires_at, u64::from(copy.receive_count)];

@@ -28,6 +28,9 @@ pub enum Refusal {
     /// Messages of this channel kind are not stored.
     #[error("channels of this kind store nothing")]
     NotStored,
+    /// A channel keeps the places of as many readers as it may.
+    #[error("there are too many readers of this channel")]
+    TooManyCursors,
     /// The channel has used up its sequences, or the log its indexes.
     #[error("the numbers of this log are used up")]
     Exhausted,
@@ -95,6 +98,23 @@ pub enum Outcome {
     Kept,
     /// A `Beat` was taken.
     Noted,
+    /// A `Trim` removed this many.
+    Trimmed {
+        /// How many.
+        count: u64,
+    },
+    /// A reader has a place.
+    Opened {
+        /// The channel.
+        channel: ChannelId,
+        /// It has everything up to this sequence.
+        after: u64,
+    },
+    /// A reader was noted at a place, or where it was already when that is later.
+    Advanced {
+        /// It has everything up to this sequence; 0 when the channel is gone.
+        after: u64,
+    },
     /// Nothing changed.
     Refused(Refusal),
 }
@@ -181,7 +201,7 @@ pub enum Effect {
         /// The channel.
         channel: ChannelId,
     },
-    /// Messages are gone: acked, moved away, dropped or purged.
+    /// Messages are gone: acked, moved away, dropped, purged or trimmed.
     Settled {
         /// The channel.
         channel: ChannelId,

@@ -7,8 +7,10 @@
 mod channel;
 mod codec;
 mod copies;
+mod cursors;
 mod digest;
 mod effect;
+mod events_store;
 pub mod limits;
 mod living;
 mod name;
@@ -24,8 +26,9 @@ mod snapshot;
 mod state;
 mod timers;
 
-pub use channel::{Channel, ChannelId, Location, Totals};
+pub use channel::{Channel, ChannelId, Location, Stretch, Totals};
 pub use copies::Copy;
+pub use cursors::{Reader, Start};
 pub use effect::{Answer, Applied, BatchAnswer, BlockKey, Effect, Outcome, Refusal};
 pub use limits::Limits;
 pub use living::Living;

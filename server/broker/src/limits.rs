@@ -25,6 +25,9 @@ pub const MOVE_ITEMS: usize = 4_096;
 /// Timers that one `Release` may name.
 pub const RELEASE_TIMERS: usize = 1_024;
 
+/// Readers of one events-store channel whose places are kept.
+pub const CURSORS_PER_CHANNEL: usize = 100_000;
+
 /// Batches of an origin whose results are kept, so that a repeated one is answered again.
 pub const BATCHES_KEPT: usize = 4;
 

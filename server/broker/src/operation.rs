@@ -6,6 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::channel::ChannelId;
 use crate::codec::{Malformed, put_number, take_byte, take_bytes, take_number, take_number_u16, take_number_u32};
+use crate::cursors::{Reader, Start};
 use crate::limits::{MOVE_ITEMS, RELEASE_TIMERS};
 use crate::name::{Kind, Name, NameError};
 use crate::sequences::Sequences;
@@ -23,6 +24,9 @@ const DELETE: u8 = 7;
 const PURGE: u8 = 8;
 const BEAT: u8 = 9;
 const TIDY: u8 = 10;
+const TRIM: u8 = 11;
+const OPEN_CURSOR: u8 = 12;
+const MOVE_CURSOR: u8 = 13;
 
 /// What a [`Operation::Move`] means for the copies that it stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +142,35 @@ pub enum Operation {
         /// The last activity that the proposer saw; a later one keeps the channel.
         last_activity: u64,
     },
+    /// Removes the oldest events of an events-store channel, and counts them as expired.
+    Trim {
+        /// The channel; one of another kind is left alone.
+        channel: ChannelId,
+        /// Last sequence that goes.
+        upto: u64,
+    },
+    /// Gives a reader of stored events a place, unless it has one. Creates the channel when needed.
+    OpenCursor {
+        /// Name of the events-store channel.
+        channel: Name,
+        /// Who reads.
+        reader: Reader,
+        /// Where it begins when it has no place yet.
+        start: Start,
+    },
+    /// Notes how far a reader of stored events came. Nobody is moved back.
+    MoveCursor {
+        /// The channel.
+        channel: ChannelId,
+        /// Who reads.
+        reader: Reader,
+        /// The sequence up to which it has everything.
+        after: u64,
+        /// Events that it took since that was noted last.
+        events: u64,
+        /// Their size.
+        bytes: u64,
+    },
 }
 
 /// Why bytes are no operation.
@@ -166,6 +199,12 @@ pub enum DecodeError {
     /// The number names no mode.
     #[error("an operation names the unknown move mode {0}")]
     UnknownMode(u8),
+    /// The number names no sort of reader.
+    #[error("an operation names the unknown sort of reader {0}")]
+    UnknownReader(u8),
+    /// The number names no start.
+    #[error("an operation names the unknown start {0}")]
+    UnknownStart(u8),
     /// The channel name is refused.
     #[error("{0}")]
     Name(#[from] NameError),
@@ -258,6 +297,25 @@ impl Operation {
                 put_number(out, channel.0);
                 put_number(out, *last_activity);
             }
+            Self::Trim { channel, upto } => {
+                head(out, TRIM);
+                put_number(out, channel.0);
+                put_number(out, *upto);
+            }
+            Self::OpenCursor { channel, reader, start } => {
+                head(out, OPEN_CURSOR);
+                put_name(out, channel);
+                reader.encode(out);
+                start.encode(out);
+            }
+            Self::MoveCursor { channel, reader, after, events, bytes } => {
+                head(out, MOVE_CURSOR);
+                put_number(out, channel.0);
+                reader.encode(out);
+                for number in [*after, *events, *bytes] {
+                    put_number(out, number);
+                }
+            }
         }
     }
 
@@ -273,7 +331,7 @@ impl Operation {
     pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
         let mut rest = bytes.clone();
         let code = take_byte(&mut rest)?;
-        if !(PUBLISH..=TIDY).contains(&code) {
+        if !(PUBLISH..=MOVE_CURSOR).contains(&code) {
             return Err(DecodeError::UnknownCode(code));
         }
         let version = take_byte(&mut rest)?;
@@ -305,6 +363,20 @@ impl Operation {
                 Self::Purge { kind, channel, upto, held: Sequences::decode(&mut rest)? }
             }
             TIDY => Self::Tidy { channel: take_id(&mut rest)?, last_activity: take_number(&mut rest)? },
+            TRIM => Self::Trim { channel: take_id(&mut rest)?, upto: take_number(&mut rest)? },
+            OPEN_CURSOR => {
+                let channel = Name::from_bytes(take_bytes(&mut rest)?)?;
+                let reader = Reader::decode(&mut rest)?;
+                let start = Start::decode(take_byte(&mut rest)?, take_number(&mut rest)?)?;
+                Self::OpenCursor { channel, reader, start }
+            }
+            MOVE_CURSOR => {
+                let channel = take_id(&mut rest)?;
+                let reader = Reader::decode(&mut rest)?;
+                let (after, events, bytes) =
+                    (take_number(&mut rest)?, take_number(&mut rest)?, take_number(&mut rest)?);
+                Self::MoveCursor { channel, reader, after, events, bytes }
+            }
             _ => Self::Beat,
         };
         if rest.is_empty() { Ok(operation) } else { Err(DecodeError::Trailing) }
@@ -318,6 +390,10 @@ fn head(out: &mut BytesMut, code: u8) {
 
 fn put_channel(out: &mut BytesMut, kind: Kind, name: &Name) {
     out.put_u8(kind.number());
+    put_name(out, name);
+}
+
+fn put_name(out: &mut BytesMut, name: &Name) {
     put_number(out, name.as_bytes().len() as u64);
     out.put_slice(name.as_bytes());
 }
@@ -409,6 +485,16 @@ mod tests {
             Operation::Purge { kind: Kind::Queue, channel: name("q"), upto: 99, held: sequences },
             Operation::Beat,
             Operation::Tidy { channel: ChannelId(4), last_activity: 1 << 60 },
+            Operation::Trim { channel: ChannelId(4), upto: u64::MAX },
+            Operation::OpenCursor { channel: name("e"), reader: Reader::client(&name("c")), start: Start::At(7) },
+            Operation::OpenCursor { channel: name("e"), reader: Reader::group(&name("c")), start: Start::New },
+            Operation::MoveCursor {
+                channel: ChannelId(9),
+                reader: Reader::group(&name("gr")),
+                after: 1 << 40,
+                events: 3,
+                bytes: 4000,
+            },
         ]
     }
 
@@ -452,7 +538,7 @@ mod tests {
         for (bytes, expected) in [
             (&[][..], DecodeError::Truncated),
             (&[0, 1], DecodeError::UnknownCode(0)),
-            (&[11, 1], DecodeError::UnknownCode(11)),
+            (&[14, 1], DecodeError::UnknownCode(14)),
             (&[9], DecodeError::Truncated),
             (&[9, 2], DecodeError::UnknownVersion { code: 9, version: 2 }),
             (&[6, 1, 9, 1, b'a'], DecodeError::UnknownKind(9)),
@@ -462,6 +548,12 @@ mod tests {
             (&[3, 1, 5, 1, 1, b'a', 1, 0x81, 0x20], DecodeError::TooMany),
             (&[5, 1, 0x81, 0x08], DecodeError::TooMany),
             (&[2, 1, 5, 0x81, 0x80, 0x40], DecodeError::TooMany),
+            (&[12, 1, 1, b'a', 0], DecodeError::Name(NameError::Empty)),
+            (&[12, 1, 1, b'a', 1, 1], DecodeError::Name(NameError::Empty)),
+            (&[12, 1, 1, b'a', 2, 3, b'c'], DecodeError::UnknownReader(3)),
+            (&[12, 1, 1, b'a', 2, 1, 0xff], DecodeError::Name(NameError::NotText)),
+            (&[12, 1, 1, b'a', 2, 1, b'c', 5, 0], DecodeError::UnknownStart(5)),
+            (&[12, 1, 1, b'a', 2, 1, b'c', 1, 9], DecodeError::Number),
         ] {
             assert_eq!(Operation::decode(&Bytes::copy_from_slice(bytes)), Err(expected), "{bytes:?}");
         }

@@ -17,7 +17,7 @@ const NANOS_PER_MS: u64 = 1_000_000;
 
 impl State {
     /// Lets `change` have a channel for itself, and counts what that does to the memory of the index.
-    fn change<T>(&mut self, id: ChannelId, change: impl FnOnce(&mut Channel) -> T) -> Option<T> {
+    pub(crate) fn change<T>(&mut self, id: ChannelId, change: impl FnOnce(&mut Channel) -> T) -> Option<T> {
         let channel = Arc::make_mut(self.channels.get_mut(&id)?);
         let before = channel.index_bytes();
         let result = change(channel);
@@ -30,7 +30,7 @@ impl State {
         self.names.get(kind.place())?.get(name.as_bytes()).copied()
     }
 
-    fn find_or_create(
+    pub(crate) fn find_or_create(
         &mut self,
         at: Reference,
         kind: Kind,
@@ -320,7 +320,7 @@ impl Applying {
         }
     }
 
-    fn gone(&mut self, id: ChannelId, gone: Gone) {
+    pub(crate) fn gone(&mut self, id: ChannelId, gone: Gone) {
         if gone.count > 0 {
             self.effects.push(Effect::Settled { channel: id, sequences: gone.sequences });
         }

@@ -12,13 +12,15 @@ use crate::codec::{
 };
 use crate::copies::Copy;
 use crate::effect::{Outcome, Refusal};
-use crate::limits::{BITMAP_BLOCK, COPIES_PER_BLOCK, Limits, RUNS_PER_BLOCK, SNAPSHOT_RECORD};
+use crate::limits::{BITMAP_BLOCK, COPIES_PER_BLOCK, CURSORS_PER_CHANNEL, Limits, RUNS_PER_BLOCK, SNAPSHOT_RECORD};
 use crate::name::{Kind, Name, NameKey};
 use crate::origins::Origin;
 use crate::reference::Reference;
 use crate::runs::{Run, Runs};
 use crate::settled::{Bits, Settled};
-use crate::snapshot::{CHANNEL, COPIES, END, FULL, HEADER, MAGIC, ORIGIN, PARTIAL, RESULTS, RUNS, TIMERS, VERSION};
+use crate::snapshot::{
+    CHANNEL, COPIES, CURSORS, END, FULL, HEADER, MAGIC, OLDEST_VERSION, ORIGIN, PARTIAL, RESULTS, RUNS, TIMERS, VERSION,
+};
 use crate::state::State;
 use crate::timers::{Expiration, Timer};
 
@@ -188,7 +190,7 @@ pub(crate) fn restore(chunks: impl IntoIterator<Item = Bytes>) -> Result<State, 
 fn read_header(header: &mut Bytes) -> Result<State, RestoreError> {
     let unreadable = |_| RestoreError::Record(HEADER);
     let version = take_byte(header).map_err(unreadable)?;
-    if version != VERSION {
+    if !(OLDEST_VERSION..=VERSION).contains(&version) {
         return Err(RestoreError::UnknownVersion(version));
     }
     let mut numbers = [0; 5];
@@ -211,7 +213,7 @@ impl Reader {
         if tag != RESULTS {
             self.finish_origin()?;
         }
-        if !matches!(tag, FULL | PARTIAL | RUNS | COPIES) {
+        if !matches!(tag, FULL | PARTIAL | CURSORS | RUNS | COPIES) {
             self.finish_channel()?;
         }
         let unreadable = |_: Malformed| RestoreError::Record(tag);
@@ -223,6 +225,10 @@ impl Reader {
             }
             FULL => self.marks(|building| read_full(record, &mut building.full).map_err(unreadable)),
             PARTIAL => self.marks(|building| read_partial(record, &mut building.partial).map_err(unreadable)),
+            CURSORS => {
+                let channel = self.channel()?;
+                read_cursors(record, channel).ok_or(RestoreError::Record(tag))
+            }
             RUNS => {
                 let (sealed, runs) = read_runs(record).ok_or(RestoreError::Record(tag))?;
                 self.runs(sealed, runs)
@@ -398,6 +404,15 @@ fn read_partial(record: &mut Bytes, partial: &mut Vec<(u64, Box<Bits>)>) -> Resu
     Ok(())
 }
 
+fn read_cursors(record: &mut Bytes, channel: &mut Channel) -> Option<()> {
+    for _ in 0..take_number(record).ok()? {
+        let reader = crate::cursors::Reader::decode(record).ok()?;
+        let after = take_number(record).ok().filter(|after| *after < channel.next_sequence())?;
+        channel.cursors.restore(reader.as_bytes(), after)?;
+    }
+    (channel.kind() == Kind::EventsStore && channel.cursors.len() <= CURSORS_PER_CHANNEL).then_some(())
+}
+
 fn read_runs(record: &mut Bytes) -> Option<(bool, Vec<Run>)> {
     let sealed = take_flag(record)?;
     let count = usize::try_from(take_number(record).ok()?).ok().filter(|count| *count <= RUNS_PER_BLOCK)?;
@@ -486,8 +501,12 @@ fn read_outcome(record: &mut Bytes) -> Option<Outcome> {
             4 => Refusal::IndexFull,
             5 => Refusal::NotStored,
             6 => Refusal::Exhausted,
+            7 => Refusal::TooManyCursors,
             _ => return None,
         }),
+        12 => Outcome::Trimmed { count: first },
+        13 => Outcome::Opened { channel: ChannelId(first), after: second },
+        14 => Outcome::Advanced { after: first },
         _ => return None,
     })
 }

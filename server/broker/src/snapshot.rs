@@ -2,7 +2,8 @@
 //! and no files, and it never holds more than about one chunk of what it has written.
 //!
 //! A record is its length, its tag and its content. The stream opens with a header and ends with a checksum of
-//! everything before. A channel is its head, then its marks, its blocks of runs and its blocks of copies.
+//! everything before. A channel is its head, then its marks, its readers' places, its blocks of runs and its blocks of
+//! copies.
 
 use std::collections::btree_map;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use crate::channel::{Channel, Totals};
 use crate::codec::{Checksum, put_number, put_text};
 use crate::copies::Copy;
+use crate::cursors::put_place;
 use crate::effect::{BlockKey, Outcome, Refusal};
 use crate::limits::{SNAPSHOT_CHUNK, SNAPSHOT_RECORD};
 use crate::living::Living;
@@ -21,7 +23,9 @@ use crate::state::State;
 use crate::timers::Timer;
 
 pub(crate) const MAGIC: &[u8; 4] = b"KMQB";
-pub(crate) const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 2;
+/// Version 1 had no places of readers and is like version 2 otherwise.
+pub(crate) const OLDEST_VERSION: u8 = 1;
 
 pub(crate) const HEADER: u8 = 1;
 pub(crate) const CHANNEL: u8 = 2;
@@ -33,9 +37,13 @@ pub(crate) const TIMERS: u8 = 7;
 pub(crate) const ORIGIN: u8 = 8;
 pub(crate) const RESULTS: u8 = 9;
 pub(crate) const END: u8 = 10;
+pub(crate) const CURSORS: u8 = 11;
 
 /// Things of one sort in one record.
 const PER_RECORD: usize = 1024;
+
+/// Places of readers in one record.
+const CURSORS_PER_RECORD: usize = 512;
 
 /// Bitmap blocks in one record.
 const BITS_PER_RECORD: usize = 64;
@@ -143,6 +151,7 @@ impl Writer {
                     let channel = Arc::unwrap_or_clone(channel);
                     self.channel_head(&channel);
                     self.marks(&channel);
+                    self.cursors(&channel);
                     Stage::InChannel(Box::new(channel))
                 }
                 None => Stage::Timers,
@@ -218,6 +227,18 @@ impl Writer {
                     for word in *bits {
                         out.put_u64_le(*word);
                     }
+                }
+            });
+        }
+    }
+
+    fn cursors(&mut self, channel: &Channel) {
+        let places: Vec<(&[u8], u64)> = channel.cursors.iter().collect();
+        for places in places.chunks(CURSORS_PER_RECORD) {
+            self.record(CURSORS, |out| {
+                put_number(out, places.len() as u64);
+                for (reader, after) in places {
+                    put_place(out, reader, *after);
                 }
             });
         }
@@ -358,6 +379,9 @@ pub(crate) fn outcome_as_numbers(outcome: Outcome) -> (u8, u64, u64) {
         Outcome::Kept => (9, 0, 0),
         Outcome::Noted => (10, 0, 0),
         Outcome::Refused(refusal) => (11, refusal_number(refusal), 0),
+        Outcome::Trimmed { count } => (12, count, 0),
+        Outcome::Opened { channel, after } => (13, channel.0, after),
+        Outcome::Advanced { after } => (14, after, 0),
     }
 }
 
@@ -369,6 +393,7 @@ fn refusal_number(refusal: Refusal) -> u64 {
         Refusal::IndexFull => 4,
         Refusal::NotStored => 5,
         Refusal::Exhausted => 6,
+        Refusal::TooManyCursors => 7,
     }
 }
 

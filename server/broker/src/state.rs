@@ -1,5 +1,5 @@
 //! The state that all nodes share, and the one way to change it: [`State::apply`]. What single operations do to
-//! channels is in [`crate::queue`]; nothing else changes anything.
+//! channels is in [`crate::queue`] and [`crate::events_store`]; nothing else changes anything.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -133,6 +133,13 @@ impl State {
             Operation::Delete { kind, channel } => Ok(self.delete(kind, &channel, applying)),
             Operation::Tidy { channel, last_activity } => Ok(self.tidy(channel, last_activity, applying)),
             Operation::Beat => Ok(Outcome::Noted),
+            Operation::Trim { channel, upto } => Ok(self.trim(channel, upto, applying)),
+            Operation::OpenCursor { channel, reader, start } => {
+                self.open_cursor(at, &channel, &reader, start, applying)
+            }
+            Operation::MoveCursor { channel, reader, after, events, bytes } => {
+                self.move_cursor(channel, &reader, after, (events, bytes), applying)
+            }
         }
     }
 

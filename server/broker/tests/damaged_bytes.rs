@@ -7,7 +7,8 @@ mod common;
 use bytes::{BufMut, Bytes, BytesMut};
 use common::Random;
 use kubemq_broker::{
-    BatchView, ChannelId, Kind, MoveItem, MoveMode, Name, Operation, RestoreError, Sequences, State, TimerRef,
+    BatchView, ChannelId, Kind, MoveItem, MoveMode, Name, Operation, Reader, RestoreError, Sequences, Start, State,
+    TimerRef,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -35,6 +36,15 @@ fn operations() -> Vec<Operation> {
         Operation::Purge { kind: Kind::Queue, channel: name("q"), upto: 60, held: Sequences::range(9, 12) },
         Operation::Tidy { channel: ChannelId(65_537), last_activity: 9 },
         Operation::Beat,
+        Operation::Trim { channel: ChannelId(65_537), upto: 7 },
+        Operation::OpenCursor { channel: name("events"), reader: Reader::client(&name("c")), start: Start::At(3) },
+        Operation::MoveCursor {
+            channel: ChannelId(65_537),
+            reader: Reader::group(&name("g")),
+            after: 70_000,
+            events: 2,
+            bytes: 300,
+        },
     ]
 }
 
@@ -76,7 +86,7 @@ fn random_bytes_as_operations() {
         for _ in 0..20 {
             let bytes: Bytes = if random.once_in(4) {
                 // A known code and version, then anything.
-                let mut bytes = BytesMut::from(&[1 + random.below(10) as u8, 1][..]);
+                let mut bytes = BytesMut::from(&[1 + random.below(13) as u8, 1][..]);
                 (0..random.below(40)).for_each(|_| bytes.put_u8(random.next() as u8));
                 bytes.freeze()
             } else {
@@ -126,6 +136,19 @@ fn rich_state() -> State {
         Operation::Ack { channel: q, sequences: Sequences::range(4_200, 4_300) },
     ];
     apply(&mut state, &settle.map(|operation| operation.to_bytes()));
+    let stored = |_| {
+        let message = Bytes::from_static(b"event");
+        Operation::Publish { kind: Kind::EventsStore, channel: name("e"), delay_ms: 0, expiration_ms: 0, message }
+    };
+    apply(&mut state, &(0..90).map(stored).map(|operation| operation.to_bytes()).collect::<Vec<_>>());
+    let e = state.channel(Kind::EventsStore, "e").unwrap().id();
+    let read = (0..20).map(|number| Operation::OpenCursor {
+        channel: name("e"),
+        reader: Reader::client(&name(&format!("client-{number}"))),
+        start: Start::At(number * 4),
+    });
+    let trim = [Operation::Trim { channel: e, upto: 30 }];
+    apply(&mut state, &read.chain(trim).map(|operation| operation.to_bytes()).collect::<Vec<_>>());
     state
 }
 
@@ -172,12 +195,23 @@ fn random_bytes_as_snapshots() {
     assert_eq!(State::restore([]).err(), Some(RestoreError::Truncated));
 }
 
+/// What version 1 wrote is read; it knew no readers.
+#[test]
+fn the_version_before_is_read() {
+    let mut state = State::default();
+    apply(&mut state, &[publish("q", 0).to_bytes()]);
+    let mut bytes = written(&state);
+    bytes[6] = 1;
+    let bytes = with_right_checksum(&bytes).unwrap();
+    assert_eq!(State::restore([bytes.into()]).unwrap().digest(), state.digest());
+}
+
 #[test]
 fn another_version_is_named() {
     let mut bytes = written(&State::default());
     // Length, tag, four letters, version.
-    bytes[6] = 2;
-    assert_eq!(State::restore([bytes.into()]).err(), Some(RestoreError::UnknownVersion(2)));
+    bytes[6] = 3;
+    assert_eq!(State::restore([bytes.into()]).err(), Some(RestoreError::UnknownVersion(3)));
     assert_eq!(State::restore([Bytes::from_static(b"\x05hello")]).err(), Some(RestoreError::NotASnapshot));
 }
 

@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use kubemq_broker::{BatchView, ChannelId, Kind, Limits, MoveItem, MoveMode, Name, Operation, Sequences, State};
+use kubemq_broker::{
+    BatchView, ChannelId, Kind, Limits, MoveItem, MoveMode, Name, Operation, Reader, Sequences, Start, State,
+};
 
 const START: u64 = 1_700_000_000_000_000_000;
 
@@ -29,6 +31,8 @@ struct History {
     epoch: u64,
     origin: u64,
     beats: u64,
+    reader: &'static str,
+    start: u64,
 }
 
 impl History {
@@ -51,6 +55,8 @@ impl History {
             epoch: 1,
             origin: 1,
             beats: 0,
+            reader: "c",
+            start: 1,
         }
     }
 
@@ -62,6 +68,13 @@ impl History {
             delay_ms,
             expiration_ms: self.expiration_ms,
             message: Bytes::from(vec![b'm'; size]),
+        };
+        let publish_stored = || Operation::Publish {
+            kind: Kind::EventsStore,
+            channel: name("stored"),
+            delay_ms: 0,
+            expiration_ms: 0,
+            message: Bytes::from_static(b"event"),
         };
         let channel = ChannelId((1 << 16) + 1);
         let mut operations: Vec<Operation> = (0..9).map(|_| publish(self.size, 0)).collect();
@@ -76,6 +89,13 @@ impl History {
                 items: vec![self.moved],
             },
             Operation::Create { kind: Kind::Queue, channel: name(self.created) },
+            publish_stored(),
+            publish_stored(),
+            Operation::OpenCursor {
+                channel: name("stored"),
+                reader: Reader::client(&name(self.reader)),
+                start: Start::At(self.start),
+            },
         ]);
         operations.extend((0..self.beats).map(|_| Operation::Beat));
         let operations: Vec<Bytes> = operations.iter().map(Operation::to_bytes).collect();
@@ -115,6 +135,8 @@ fn every_value_counts() {
         ("time", History { time: 8, ..usual.clone() }),
         ("epoch", History { epoch: 2, ..usual.clone() }),
         ("origin", History { origin: 2, ..usual.clone() }),
+        ("reader", History { reader: "d", ..usual.clone() }),
+        ("place of a reader", History { start: 2, ..usual.clone() }),
         ("results", History { beats: 1, ..usual }),
     ];
     let mut seen: BTreeMap<u64, &str> = BTreeMap::new();

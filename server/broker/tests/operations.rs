@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use kubemq_broker::{
     Answer, Applied, BatchView, BlockKey, ChannelId, Effect, Kind, Limits, MoveItem, MoveMode, Name, Operation,
-    Outcome, Refusal, Sequences, State, TimerRef, decode_run_block,
+    Outcome, Reader, Refusal, Sequences, Start, State, TimerRef, decode_run_block,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -538,4 +538,109 @@ fn damaged_blocks_are_refused() {
     for length in 0..block.len() {
         assert_eq!(decode_run_block(&block.slice(..length)), None, "{length} bytes");
     }
+}
+
+fn publish_stored(channel: &str, size: usize) -> Operation {
+    let message = Bytes::from(vec![b'm'; size]);
+    Operation::Publish { kind: Kind::EventsStore, channel: name(channel), delay_ms: 0, expiration_ms: 0, message }
+}
+
+fn open(channel: &str, reader: &Reader, start: Start) -> Operation {
+    Operation::OpenCursor { channel: name(channel), reader: reader.clone(), start }
+}
+
+#[test]
+fn a_new_reader_begins_where_it_asks_and_a_known_one_where_it_was() {
+    let mut broker = Broker::new();
+    broker.apply_all(&(0..10).map(|_| publish_stored("e", 5)).collect::<Vec<_>>());
+    let channel = broker.state.channel(Kind::EventsStore, "e").unwrap().id();
+    assert_eq!(broker.apply(Operation::Trim { channel, upto: 3 }), Outcome::Trimmed { count: 3 });
+    let rows = [
+        (Start::New, 10),
+        (Start::First, 3),
+        (Start::Last, 9),
+        (Start::At(7), 6),
+        (Start::At(0), 3),
+        (Start::At(2), 3),
+        (Start::At(11), 10),
+        (Start::At(99), 10),
+        (Start::At(u64::MAX), 10),
+    ];
+    for (place, (start, after)) in rows.into_iter().enumerate() {
+        let reader = Reader::client(&name(&format!("c{place}")));
+        assert_eq!(broker.apply(open("e", &reader, start)), Outcome::Opened { channel, after }, "{start:?}");
+        assert_eq!(broker.apply(open("e", &reader, Start::First)), Outcome::Opened { channel, after }, "known");
+    }
+    let group = Reader::group(&name("c0"));
+    assert_eq!(broker.apply(open("e", &group, Start::First)), Outcome::Opened { channel, after: 3 }, "another reader");
+}
+
+#[test]
+fn a_reader_moves_on_and_never_back_and_what_it_took_is_counted() {
+    let mut broker = Broker::new();
+    let reader = Reader::group(&name("g"));
+    let Outcome::Opened { channel, after: 0 } = broker.apply(open("e", &reader, Start::New)) else { panic!("opened") };
+    broker.apply_all(&(0..10).map(|_| publish_stored("e", 5)).collect::<Vec<_>>());
+    let moved = |channel, after| Operation::MoveCursor { channel, reader: reader.clone(), after, events: 2, bytes: 10 };
+    for (to, after) in [(4, 4), (2, 4), (99, 10)] {
+        assert_eq!(broker.apply(moved(channel, to)), Outcome::Advanced { after });
+    }
+    let found = broker.state.channel_by_id(channel).unwrap();
+    assert_eq!((found.cursor(&reader), found.totals().settled, found.totals().settled_bytes), (Some(10), 6, 30));
+    assert_eq!(found.waiting(), 10, "events stay where they are");
+    assert_eq!(broker.apply(moved(ChannelId(1), 5)), Outcome::Advanced { after: 0 }, "no such channel");
+    broker.publish("q", &[1]);
+    let queue = broker.id("q");
+    assert_eq!(broker.apply(moved(queue, 1)), Outcome::Advanced { after: 0 }, "queues have no readers");
+    assert_eq!(broker.apply(Operation::Trim { channel: queue, upto: 9 }), Outcome::Trimmed { count: 0 });
+    assert_eq!(broker.alive("q"), [1]);
+}
+
+#[test]
+fn what_is_trimmed_frees_the_log_and_moves_the_readers() {
+    let mut broker = Broker::new();
+    for _ in 0..5 {
+        broker.apply_all(&(0..4).map(|_| publish_stored("e", 5)).collect::<Vec<_>>());
+    }
+    let reader = Reader::client(&name("c"));
+    let Outcome::Opened { channel, after: 0 } = broker.apply(open("e", &reader, Start::First)) else {
+        panic!("opened")
+    };
+    let used = broker.state.channel_by_id(channel).unwrap().last_activity();
+    let (outcomes, effects) = broker.apply_all(&[Operation::Trim { channel, upto: 10 }]);
+    assert_eq!(outcomes, [Outcome::Trimmed { count: 10 }]);
+    assert_eq!(effects, [Effect::Settled { channel, sequences: Sequences::range(1, 10) }]);
+    let found = broker.state.channel_by_id(channel).unwrap();
+    assert_eq!((found.first_sequence(), found.totals().expired, found.last_activity()), (Some(11), 10, used));
+    assert_eq!(broker.state.living().collect::<Vec<_>>(), [(3, 3, 2), (4, 1, 4), (5, 1, 4)]);
+    assert_eq!(broker.apply(open("e", &reader, Start::New)), Outcome::Opened { channel, after: 10 });
+    assert_eq!(broker.apply(Operation::Trim { channel, upto: u64::MAX }), Outcome::Trimmed { count: 10 });
+    assert_eq!(broker.state.living().count(), 0);
+    let (outcomes, _) = broker.apply_all(&[publish_stored("e", 5)]);
+    assert!(matches!(outcomes[0], Outcome::Stored { sequence: 21, .. }), "sequences go on: {outcomes:?}");
+    let tidy = Operation::Tidy { channel, last_activity: broker.time };
+    assert_eq!(broker.apply(tidy), Outcome::Kept);
+}
+
+#[test]
+fn readers_are_refused_only_when_they_would_take_room() {
+    let limits = Limits { channels: 1, index_bytes: 1_500, ..Limits::default() };
+    let mut broker = Broker::with_limits(limits);
+    let known = Reader::client(&name("known"));
+    assert!(matches!(broker.apply(open("e", &known, Start::New)), Outcome::Opened { .. }));
+    assert_eq!(broker.apply(open("f", &known, Start::New)), Outcome::Refused(Refusal::TooManyChannels));
+    let mut readers = 0;
+    let refused = loop {
+        readers += 1;
+        match broker.apply(open("e", &Reader::client(&name(&format!("c{readers}"))), Start::New)) {
+            Outcome::Opened { .. } => {}
+            other => break other,
+        }
+    };
+    assert_eq!(refused, Outcome::Refused(Refusal::IndexFull), "after {readers}");
+    assert!(matches!(broker.apply(open("e", &known, Start::New)), Outcome::Opened { .. }));
+    assert_eq!(broker.apply(publish_stored("e", 1)), Outcome::Refused(Refusal::IndexFull));
+    let channel = broker.state.channel(Kind::EventsStore, "e").unwrap().id();
+    let moved = Operation::MoveCursor { channel, reader: known, after: 0, events: 0, bytes: 0 };
+    assert_eq!(broker.apply(moved), Outcome::Advanced { after: 0 });
 }

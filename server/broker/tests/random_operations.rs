@@ -15,8 +15,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bytes::{Bytes, BytesMut};
 use common::Random;
 use kubemq_broker::{
-    Answer, Applied, BatchView, BlockKey, ChannelId, Effect, Kind, Limits, MoveItem, MoveMode, Name, Operation,
-    Sequences, Snapshot, State, TimerRef, decode_run_block,
+    Answer, Applied, BatchView, BlockKey, ChannelId, Effect, Kind, Limits, MoveItem, MoveMode, Name, Operation, Reader,
+    Sequences, Snapshot, Start, State, TimerRef, decode_run_block,
 };
 use model::{Batch, Model};
 
@@ -28,7 +28,7 @@ struct Shape {
     names: Vec<String>,
     kinds: Vec<Kind>,
     /// How often each sort of operation is chosen.
-    weights: [u64; 10],
+    weights: [u64; 13],
     entries: u64,
     /// Most operations in one batch.
     operations: u64,
@@ -46,11 +46,12 @@ impl Shape {
         let large = random.once_in(30);
         let names = 1 + random.below(if large { 2 } else { all.len() as u64 });
         let names = all[..names as usize].iter().map(|name| (*name).to_owned()).collect();
-        let mut kinds = vec![Kind::Queue];
-        if random.once_in(3) {
-            kinds.extend([Kind::EventsStore, Kind::Commands]);
-        }
-        let mut weights = [0; 10];
+        let kinds = match random.below(6) {
+            0 => vec![Kind::EventsStore],
+            1 | 2 => vec![Kind::Queue, Kind::EventsStore, Kind::Commands],
+            _ => vec![Kind::Queue],
+        };
+        let mut weights = [0; 13];
         for weight in &mut weights {
             *weight = [0, 1, 1, 3, 8][random.below(5) as usize];
         }
@@ -74,6 +75,12 @@ impl Shape {
     }
 }
 
+/// Everybody who reads stored events.
+fn readers() -> Vec<Reader> {
+    let names = ["a", "b"].map(|name| Name::new(name).unwrap());
+    names.iter().flat_map(|name| [Reader::client(name), Reader::group(name)]).collect()
+}
+
 /// What the model is asked for when an operation is invented.
 struct Inventor<'a> {
     random: &'a mut Random,
@@ -89,6 +96,10 @@ impl Inventor<'_> {
     fn name(&mut self) -> Name {
         let name: &String = self.random.pick(&self.shape.names);
         Name::new(name).unwrap()
+    }
+
+    fn reader(&mut self) -> Reader {
+        self.random.pick(&readers()).clone()
     }
 
     /// A channel that exists, usually.
@@ -230,6 +241,25 @@ impl Inventor<'_> {
                 return;
             }
             9 => self.release(time),
+            10 => {
+                let channel = self.channel();
+                let highest = self.sequences_of(channel).last().copied().unwrap_or(3);
+                let upto = if self.random.once_in(8) { u64::MAX } else { self.random.below(highest + 2) };
+                Operation::Trim { channel, upto }
+            }
+            11 => {
+                let (channel, reader) = (self.name(), self.reader());
+                let sequence = self.random.below(12);
+                let start = *self.random.pick(&[Start::New, Start::First, Start::Last, Start::At(sequence)]);
+                Operation::OpenCursor { channel, reader, start }
+            }
+            12 => {
+                let (channel, reader) = (self.channel(), self.reader());
+                let highest = self.sequences_of(channel).last().copied().unwrap_or(3);
+                let after = if self.random.once_in(8) { u64::MAX } else { self.random.below(highest + 2) };
+                let (events, bytes) = (self.random.below(5), self.random.below(500));
+                Operation::MoveCursor { channel, reader, after, events, bytes }
+            }
             _ => Operation::Beat,
         };
         into.push(Some(operation));
@@ -394,7 +424,13 @@ fn check_channel(state: &State, expected: &model::Channel, model: &Model) {
     assert_eq!(totals.redelivered, expected.redelivered);
     let delayed = model.timers.iter().filter(|timer| timer.channel == expected.id).count();
     assert_eq!(totals.delayed, delayed as u64);
-    assert_eq!(channel.is_empty(), expected.messages.is_empty() && delayed == 0);
+    let unused = expected.messages.is_empty() && delayed == 0 && expected.cursors.is_empty();
+    assert_eq!(channel.is_empty(), unused);
+    for reader in readers() {
+        let place = expected.cursors.iter().find(|(one, _)| *one == reader).map(|(_, after)| *after);
+        assert_eq!(channel.cursor(&reader), place, "the place of {reader:?}");
+    }
+    check_reading(channel, expected);
 
     let mut from = 0;
     for message in &expected.messages {
@@ -419,6 +455,46 @@ fn check_channel(state: &State, expected: &model::Channel, model: &Model) {
     assert_eq!(channel.next_alive(from), None);
     assert!(channel.locate(from).is_none() && channel.locate(expected.stored + 1).is_none());
     assert!(channel.locate(0).is_none() && channel.locate(u64::MAX).is_none());
+}
+
+/// What readers of stored events ask for.
+fn check_reading(channel: &kubemq_broker::Channel, expected: &model::Channel) {
+    let mut read = Vec::new();
+    let mut from = 0;
+    while let Some(stretch) = channel.stretch(from) {
+        let last = stretch.first_sequence + u64::from(stretch.count) - 1;
+        read.extend(
+            (0..stretch.count)
+                .map(|place| (stretch.first_sequence + u64::from(place), (stretch.entry, stretch.first_part + place))),
+        );
+        from = last + 1;
+    }
+    let stored: Vec<_> = expected.messages.iter().map(|message| (message.sequence, message.body)).collect();
+    assert_eq!(read, stored, "stretches");
+
+    let all: u64 = expected.messages.iter().map(|message| message.size).sum();
+    for bytes in [0, all / 3, all] {
+        let mut left = all;
+        let mut upto = 0;
+        for message in &expected.messages {
+            if left <= bytes {
+                break;
+            }
+            left -= message.size;
+            upto = message.sequence;
+        }
+        assert_eq!(channel.excess_over(bytes), upto, "excess over {bytes} of {all}");
+    }
+    let in_one_piece = expected.messages.iter().zip(1..).all(|(message, place)| {
+        message.copy.is_none() && message.sequence == expected.stored + place - expected.messages.len() as u64
+    });
+    if in_one_piece {
+        for entry in expected.messages.iter().flat_map(|message| [message.body.0, message.body.0 + 1]).chain([0]) {
+            let first = expected.messages.iter().find(|message| message.body.0 >= entry);
+            let first = first.map_or(expected.stored + 1, |message| message.sequence);
+            assert_eq!(channel.first_from_entry(entry), first, "from entry {entry}");
+        }
+    }
 }
 
 fn check_living(state: &State, model: &Model) {

@@ -8,7 +8,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use kubemq_broker::{BatchView, Kind, MoveItem, MoveMode, Name, Operation, Run, Sequences, State};
+use kubemq_broker::{BatchView, Kind, MoveItem, MoveMode, Name, Operation, Reader, Run, Sequences, Start, State};
 
 /// Counts what is allocated and not yet given back.
 struct Counting;
@@ -126,6 +126,17 @@ fn memory_keeps_to_its_budgets() {
         }
     };
     assert_near("a copy and a settled mark beside it", measure(&mut broker, 20_000, dead));
+
+    let mut broker = Broker::new();
+    let readers = |broker: &mut Broker| {
+        for number in 0..20_000 {
+            let reader = Reader::client(&Name::new(&format!("client-{number:08}")).unwrap());
+            broker.apply([Operation::OpenCursor { channel: Name::new("e").unwrap(), reader, start: Start::New }]);
+        }
+    };
+    let readers = measure(&mut broker, 20_000, readers);
+    assert!(readers.0 <= 96, "a reader's place takes {} bytes", readers.0);
+    assert_near("reader's place", readers);
 
     // The worst case: each message is a run.
     let mut broker = Broker::new();

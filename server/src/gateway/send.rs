@@ -204,6 +204,7 @@ fn set_error(result: &mut SendQueueMessageResult, refusal: &Refusal) {
 pub(super) fn refusal(reason: kubemq_broker::Refusal) -> Refusal {
     match reason {
         kubemq_broker::Refusal::TooManyChannels => Refusal::TooManyChannels,
+        kubemq_broker::Refusal::TooManyCursors => Refusal::TooManySubscriptions,
         kubemq_broker::Refusal::IndexFull | kubemq_broker::Refusal::Exhausted => Refusal::NoSpace,
         kubemq_broker::Refusal::Malformed | kubemq_broker::Refusal::Name | kubemq_broker::Refusal::NotStored => {
             Refusal::PublishName

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kubemq_broker::{Answer, ChannelId, Kind, Limits, MoveMode, Operation, Outcome, Refusal, TimerRef};
+use kubemq_broker::{Answer, ChannelId, Kind, Limits, MoveMode, Operation, Outcome, Reader, Refusal, Start, TimerRef};
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct MessageCopy {
@@ -37,6 +37,7 @@ pub(crate) struct Channel {
     pub(crate) dead_lettered: u64,
     pub(crate) redelivered: u64,
     pub(crate) last_activity: u64,
+    pub(crate) cursors: Vec<(Reader, u64)>,
 }
 
 #[derive(Clone, Debug)]
@@ -81,6 +82,13 @@ pub(crate) struct Model {
     pub(crate) timers: Vec<Timer>,
     origins: BTreeMap<u64, Origin>,
     changes: Changes,
+}
+
+impl Channel {
+    fn place(&mut self, reader: &Reader, after: u64) {
+        self.cursors.retain(|(one, _)| one != reader);
+        self.cursors.push((reader.clone(), after));
+    }
 }
 
 impl Model {
@@ -258,13 +266,54 @@ impl Model {
                 };
                 let delayed = self.timers.iter().any(|timer| timer.channel == *channel);
                 let used = found.last_activity != *last_activity;
-                if found.explicit || used || delayed || !found.messages.is_empty() {
+                let kept = !found.messages.is_empty() || !found.cursors.is_empty();
+                if found.explicit || used || delayed || kept {
                     return Outcome::Kept;
                 }
                 self.delete(*channel);
                 Outcome::Deleted { existed: true }
             }
             Operation::Beat => Outcome::Noted,
+            Operation::Trim { channel, upto } => {
+                let Some(before) = self.events_store(*channel).cloned() else { return Outcome::Trimmed { count: 0 } };
+                let gone = self.remove(*channel, |sequence| sequence <= *upto);
+                self.channel(*channel).expired += gone.len() as u64;
+                self.channel(*channel).last_activity = before.last_activity;
+                Outcome::Trimmed { count: gone.len() as u64 }
+            }
+            Operation::OpenCursor { channel, reader, start } => {
+                let Some(id) = self.named(at, Kind::EventsStore, channel.as_str()) else {
+                    return Outcome::Refused(Refusal::TooManyChannels);
+                };
+                let channel = self.channel(id);
+                channel.last_activity = time;
+                let stored = channel.stored;
+                let first = channel.messages.first().map_or(stored + 1, |message| message.sequence);
+                let known = channel.cursors.iter().find(|(one, _)| one == reader).map(|(_, after)| *after);
+                let after = known.unwrap_or(match start {
+                    Start::New => stored,
+                    Start::First => first - 1,
+                    Start::Last => channel.messages.last().map_or(stored, |message| message.sequence - 1),
+                    Start::At(sequence) if *sequence > stored => stored,
+                    Start::At(sequence) => sequence.saturating_sub(1),
+                });
+                let after = after.max(first - 1);
+                channel.place(reader, after);
+                Outcome::Opened { channel: id, after }
+            }
+            Operation::MoveCursor { channel, reader, after, events, bytes } => {
+                if self.events_store(*channel).is_none() {
+                    return Outcome::Advanced { after: 0 };
+                }
+                let channel = self.channel(*channel);
+                channel.last_activity = time;
+                channel.settled.0 += events;
+                channel.settled.1 += bytes;
+                let known = channel.cursors.iter().find(|(one, _)| one == reader).map_or(0, |(_, after)| *after);
+                let after = known.max(*after.min(&channel.stored));
+                channel.place(reader, after);
+                Outcome::Advanced { after }
+            }
         }
     }
 
@@ -325,9 +374,14 @@ impl Model {
             dead_lettered: 0,
             redelivered: 0,
             last_activity: self.time,
+            cursors: Vec::new(),
         });
         self.changes.created.push(id);
         Some(id)
+    }
+
+    fn events_store(&self, id: ChannelId) -> Option<&Channel> {
+        self.channels.iter().find(|channel| channel.id == id && channel.kind == Kind::EventsStore)
     }
 
     fn channel(&mut self, id: ChannelId) -> &mut Channel {
