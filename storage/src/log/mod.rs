@@ -31,6 +31,7 @@ mod scan;
 mod segment;
 mod shared;
 mod stats;
+mod stretch;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ mod writer;
 
 pub use check::{Finding, Report, check};
 pub use stats::{CLASSES, Stats};
+pub use stretch::{Moment, PartsRead};
 pub use types::{Body, Options, PartRead, SegmentInfo, State};
 
 use self::entry::{Entry, LogId, Vote};

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::stretch::Moment;
+
 /// Bytes of frames between two samples.
 pub(crate) const SAMPLE_BYTES: u64 = 64 << 10;
 
@@ -63,6 +65,27 @@ impl Positions {
             spans.push(Span { segment: sample.segment, offset: sample.offset, from, to: u64::MAX });
         }
         spans
+    }
+
+    /// Returns between which samples the entries pass `time`. Entries lie in the order of their times.
+    pub(crate) fn moment(&self, time: u64) -> Moment {
+        let is_alive = |(_, sample): &(&u64, &Sample)| sample.segment != 0;
+        let (mut low, mut high) = match (self.0.first_key_value(), self.0.last_key_value()) {
+            (Some((first, _)), Some((last, _))) => (*first, last.saturating_add(1)),
+            _ => return Moment::default(),
+        };
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.0.range(middle..high).find(is_alive) {
+                Some((index, sample)) if sample.time < time => low = index + 1,
+                _ => high = middle,
+            }
+        }
+        let index = |(index, _): (&u64, &Sample)| *index;
+        Moment {
+            before: self.0.range(..low).rev().find(is_alive).map(index),
+            from: self.0.range(low..).find(is_alive).map(index),
+        }
     }
 
     #[cfg(test)]
@@ -134,6 +157,29 @@ mod tests {
         assert_eq!(positions.spans(16, 10), [span(2, 200, 15, u64::MAX)]);
         positions.remove_segment(1);
         assert_eq!(positions.len(), 1);
+    }
+
+    #[test]
+    fn a_moment_lies_between_two_samples() {
+        let mut positions = Positions::default();
+        assert_eq!(positions.moment(5), Moment::default());
+        for index in [10, 20, 30, 40] {
+            positions.insert(index, Sample { segment: 1, offset: index, time: index * 10 });
+        }
+        positions.truncate_from(35);
+        let rows = [
+            (0, None, Some(10)),
+            (100, None, Some(10)),
+            (101, Some(10), Some(20)),
+            (200, Some(10), Some(20)),
+            (250, Some(20), Some(30)),
+            (300, Some(20), Some(30)),
+            (301, Some(30), None),
+            (u64::MAX, Some(30), None),
+        ];
+        for (time, before, from) in rows {
+            assert_eq!(positions.moment(time), Moment { before, from }, "{time}");
+        }
     }
 
     #[test]

@@ -1,17 +1,18 @@
 //! The tasks that read the log's files: they find a frame by the sparse positions, check what they read,
 //! and read a mebibyte ahead for whoever reads in order.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use kubemq_runtime::sync::oneshot;
 
-use super::PartRead;
 use super::entry::Entry;
 use super::frame::{FRAME_HEAD, Frame, GROUP_HEAD, Head, Kind, is_group};
 use super::position::Span;
 use super::shared::{Index, Segment, Shared};
 use super::stats::Counts;
+use super::{PartRead, PartsRead};
 use crate::Error;
 
 /// Read at once for somebody who reads here and there.
@@ -68,6 +69,20 @@ impl Chunk {
             None if part < entry.parts.count() => Err(self.damaged(*offset, index, part)),
             None => Err(Error::NotFound { entry: index, part }),
         })
+    }
+
+    /// Returns parts that are intact.
+    pub(crate) fn parts(&self, index: u64, parts: Range<u16>) -> Option<Result<PartsRead, Error>> {
+        let (offset, entry) = self.place(index)?;
+        let mut bytes = Vec::with_capacity(parts.len());
+        for part in parts {
+            match entry.parts.get_checked(part) {
+                Some(intact) => bytes.push(intact),
+                None if part < entry.parts.count() => return Some(Err(self.damaged(*offset, index, part))),
+                None => return Some(Err(Error::NotFound { entry: index, part })),
+            }
+        }
+        Some(Ok(PartsRead { time: entry.time, bytes }))
     }
 
     fn damaged(&self, offset: u64, entry: u64, part: u16) -> Error {

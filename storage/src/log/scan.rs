@@ -158,7 +158,12 @@ pub(crate) struct Rest {
 pub(crate) async fn look_behind(window: &mut Window<'_>, number: u64, end: u64, sequence: u64) -> Result<Rest, Error> {
     let mut rest = Rest { group: None, dirty: false };
     let mut at = end;
-    while at < window.len {
+    loop {
+        // Most of what was reserved was never written.
+        at = window.file.next_data(at).await?;
+        if at >= window.len {
+            break;
+        }
         // Chunks overlap by less than a head, so that no group falls between two.
         let chunk = window.get(at, usize::try_from(WINDOW).unwrap_or(usize::MAX)).await?;
         for (page, bytes) in chunk.chunks(4096).enumerate() {

@@ -132,6 +132,11 @@ impl Index {
         (of == entry && part - first < range.count).then_some((first, *range))
     }
 
+    /// Returns whether a body segment has parts of `entry`.
+    pub(crate) fn has_bodies_of(&self, entry: u64) -> bool {
+        self.bodies.range((entry, 0)..=(entry, u16::MAX)).next().is_some()
+    }
+
     /// Returns whether the frame of `entry` lies in a file of the log.
     pub(crate) fn has_frame(&self, entry: u64) -> bool {
         let Some(span) = self.positions.spans(entry, 0).first().copied() else { return false };

@@ -106,3 +106,33 @@ fn what_was_read_ahead_of_a_truncation_is_forgotten() {
     assert_eq!(read[..30], entries(1, 1..31, 100));
     assert_eq!(read[30..], entries(2, 31..65, 90));
 }
+
+#[test]
+fn many_parts_come_back_at_once_from_memory_files_and_bodies() {
+    let parts = |index: u64| {
+        let mut builder = Parts::builder();
+        (0..9_u64).for_each(|part| builder.push(&[index as u8, part as u8].repeat(40)));
+        builder.finish()
+    };
+    let bench = Bench::new(small());
+    let wanted: Vec<Entry> = (1..=40).map(|index| Entry { parts: parts(index), ..entry(1, index, 1) }).collect();
+    bench.run(bench.log.append_synced(wanted.clone())).unwrap();
+    let check = |bench: &Bench, index: u64| {
+        let read = bench.run(bench.log.read_parts(index, 2..7)).unwrap();
+        let entry = &wanted[usize::try_from(index).unwrap() - 1];
+        assert_eq!(read.time, entry.time);
+        assert_eq!(read.bytes, (2..7).map(|part| entry.parts.get(part).unwrap()).collect::<Vec<_>>(), "{index}");
+    };
+    assert!(bench.log.cached_parts(7, 2..7).is_some());
+    check(&bench, 7);
+    let bench = bench.restart(small());
+    assert!(bench.log.cached_parts(7, 2..7).is_none());
+    (1..=40).for_each(|index| check(&bench, index));
+    assert!(bench.log.cached_parts(40, 2..7).is_some(), "read ahead");
+    assert!(matches!(bench.run(bench.log.read_parts(7, 8..10)), Err(Error::NotFound { entry: 7, part: 9 })));
+    assert!(matches!(bench.run(bench.log.read_parts(41, 0..1)), Err(Error::NotFound { entry: 41, part: 0 })));
+    let body = |part: u16| Body { entry: 7, part, time: 7_000, bytes: parts(7).get(part).unwrap() };
+    bench.run(bench.log.insert_bodies((0..9).map(body).collect())).unwrap();
+    assert!(bench.log.cached_parts(7, 2..7).is_none());
+    check(&bench, 7);
+}
