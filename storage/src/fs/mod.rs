@@ -60,6 +60,11 @@ pub trait File: Send + Sync + 'static {
     async fn set_len(&self, len: u64) -> Result<(), Error>;
     /// Returns the length of the file.
     async fn len(&self) -> Result<u64, Error>;
+    /// Returns the first offset from `offset` on at which there may be anything but zeros; the file's length or more
+    /// when there is nothing. Who does not know says `offset`.
+    async fn next_data(&self, offset: u64) -> Result<u64, Error> {
+        Ok(offset)
+    }
     /// Makes the content and the length durable (fdatasync).
     async fn sync_data(&self) -> Result<(), Error>;
 }

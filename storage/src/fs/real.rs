@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom};
 
 use super::{DirLock, Disk, File};
 use crate::Error;
@@ -195,6 +195,17 @@ impl File for RealFile {
         Ok(metadata.len())
     }
 
+    async fn next_data(&self, offset: u64) -> Result<u64, Error> {
+        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) => Ok(data),
+            // Nothing follows, up to the end of the file.
+            Err(rustix::io::Errno::NXIO) => self.len().await.map(|len| len.max(offset)),
+            // Not every file system knows its holes.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(offset),
+            Err(error) => Err(Error::disk("search", &self.path, error.into())),
+        }
+    }
+
     async fn sync_data(&self) -> Result<(), Error> {
         self.file.sync_data().map_err(|error| Error::disk("sync", &self.path, error))
     }
@@ -222,6 +233,21 @@ mod tests {
         file.set_len(11).await.unwrap();
         file.sync_data().await.unwrap();
         assert_eq!(RealDisk.open(&path).await.unwrap().len().await.unwrap(), 11);
+    }
+
+    #[tokio::test]
+    async fn holes_are_skipped_and_data_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = RealDisk.create(&dir.path().join("file")).await.unwrap();
+        file.allocate(8 << 20).await.unwrap();
+        let place = 5 << 20;
+        file.write_at(place, &[Bytes::from_static(b"here")]).await.unwrap();
+        // Where the file system does not know, it says what it was asked.
+        let (before, behind) = (file.next_data(1000).await.unwrap(), file.next_data(place + (1 << 20)).await.unwrap());
+        assert!((1000..=place).contains(&before), "{before}");
+        assert_eq!(file.next_data(place).await.unwrap(), place);
+        assert!(behind == 8 << 20 || behind == place + (1 << 20), "{behind}");
+        assert!(file.next_data(9 << 20).await.unwrap() >= 8 << 20);
     }
 
     #[tokio::test]
