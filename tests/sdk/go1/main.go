@@ -1,7 +1,7 @@
-// Command go1 plays the scenarios of scenarios.json with kubemq-go v1, unmodified.
+// Command go1 plays scenarios with kubemq-go v1, unmodified.
 //
-// It prints one JSON line per scenario. When a scenario needs the server to be killed and started again, it
-// prints {"request":"restart"} and waits for a line on its standard input.
+// It prints one JSON line per scenario. When a scenario needs the server to end and to be started again, it
+// prints {"request":"kill"} or {"request":"stop"} and waits for a line on its standard input.
 package main
 
 import (
@@ -17,13 +17,10 @@ import (
 	"time"
 )
 
-const sdk = "go1"
-
 // A scenario gets two minutes: most take none, some wait for a delay.
 const scenarioTimeout = 2 * time.Minute
 
 type line struct {
-	SDK      string `json:"sdk"`
 	Scenario string `json:"scenario,omitempty"`
 	Result   string `json:"result,omitempty"`
 	Detail   string `json:"detail,omitempty"`
@@ -31,7 +28,6 @@ type line struct {
 }
 
 func say(l line) {
-	l.SDK = sdk
 	if err := json.NewEncoder(os.Stdout).Encode(l); err != nil {
 		panic(err)
 	}
@@ -42,23 +38,25 @@ type broken struct{ text string }
 // check ends the scenario as failed unless ok.
 func check(ok bool, format string, values ...any) {
 	if !ok {
-		stack := strings.Split(string(debug.Stack()), "\n")
-		where := ""
-		for _, frame := range stack {
-			if strings.Contains(frame, "scenarios.go") {
-				where = frame[strings.LastIndex(frame, "/")+1:]
-				break
-			}
-		}
-		panic(broken{where + ": " + fmt.Sprintf(format, values...)})
+		panic(broken{where() + ": " + fmt.Sprintf(format, values...)})
 	}
+}
+
+// where names the line of a scenario that a check stands in.
+func where() string {
+	for _, frame := range strings.Split(string(debug.Stack()), "\n") {
+		if strings.Contains(frame, "scenarios.go") || strings.Contains(frame, "patterns.go") {
+			return frame[strings.LastIndex(frame, "/")+1:]
+		}
+	}
+	return "?"
 }
 
 func must(err error) {
 	check(err == nil, "%v", err)
 }
 
-func play(id string, scenario func(*world), w *world) (result, detail string) {
+func play(id string, w *world) (result, detail string) {
 	defer func() {
 		if thrown := recover(); thrown != nil {
 			result = "failed"
@@ -69,16 +67,19 @@ func play(id string, scenario func(*world), w *world) (result, detail string) {
 			}
 		}
 	}()
+	scenario, ok := scenarios[id]
+	check(ok, "the runner does not know this scenario")
 	ctx, cancel := context.WithTimeout(context.Background(), scenarioTimeout)
 	defer cancel()
-	w.ctx, w.queue = ctx, sdk+"."+id
+	w.ctx, w.queue = ctx, "go1."+id
+	started := time.Now()
 	scenario(w)
-	return "passed", ""
+	return "passed", fmt.Sprintf("%d ms", time.Since(started).Milliseconds())
 }
 
 func main() {
-	if len(os.Args) != 3 {
-		fmt.Fprintln(os.Stderr, "usage: go1 <host:port> <scenarios.json>")
+	if len(os.Args) < 2 {
+		fmt.Fprintln(os.Stderr, "usage: go1 <host:port> <scenario>…")
 		os.Exit(2)
 	}
 	host, portText, err := net.SplitHostPort(os.Args[1])
@@ -89,42 +90,15 @@ func main() {
 	if err != nil {
 		panic(err)
 	}
-	file, err := os.ReadFile(os.Args[2])
-	if err != nil {
-		panic(err)
-	}
-	var data struct {
-		Scenarios []map[string]any `json:"scenarios"`
-	}
-	if err := json.Unmarshal(file, &data); err != nil {
-		panic(err)
-	}
 	input := bufio.NewReader(os.Stdin)
-	w := &world{host: host, port: port, restart: func() {
-		say(line{Request: "restart"})
+	w := &world{host: host, port: port, again: func(how string) {
+		say(line{Request: how})
 		if _, err := input.ReadString('\n'); err != nil {
 			panic(err)
 		}
 	}}
-	for _, entry := range data.Scenarios {
-		id := entry["id"].(string)
-		if only := os.Getenv("ONLY"); only != "" && only != id {
-			continue
-		}
-		if reason, ok := entry[sdk].(string); ok {
-			say(line{Scenario: id, Result: "left out", Detail: reason})
-			continue
-		}
-		scenario, ok := scenarios[id]
-		if !ok {
-			say(line{Scenario: id, Result: "failed", Detail: "the runner does not know this scenario"})
-			continue
-		}
-		started := time.Now()
-		result, detail := play(id, scenario, w)
-		if result == "passed" {
-			detail = fmt.Sprintf("%d ms", time.Since(started).Milliseconds())
-		}
+	for _, id := range os.Args[2:] {
+		result, detail := play(id, w)
 		say(line{Scenario: id, Result: result, Detail: detail})
 	}
 }

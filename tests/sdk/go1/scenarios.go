@@ -13,13 +13,13 @@ import (
 	"github.com/kubemq-io/kubemq-go/queues_stream"
 )
 
-// world is what a scenario gets: where the server is, and a queue of its own.
+// world is what a scenario gets: where the server is, how to end it and start it again, and a channel of its own.
 type world struct {
-	host    string
-	port    int
-	restart func()
-	ctx     context.Context
-	queue   string
+	host  string
+	port  int
+	again func(how string)
+	ctx   context.Context
+	queue string
 }
 
 var scenarios = map[string]func(*world){
@@ -60,8 +60,12 @@ var scenarios = map[string]func(*world){
 	"channels":                 channels,
 	"large_message":            largeMessage,
 	"batch_of_100_kilobytes":   batchOf100Kilobytes,
-	"reconnect":                reconnect,
-	"reconnect_stream":         reconnectStream,
+	"duplicate_client_ids":     duplicateClientIDs,
+	"concurrent_receivers":     concurrentReceivers,
+	"reconnect":                func(w *world) { reconnect(w, "kill") },
+	"reconnect_stream":         func(w *world) { reconnectStream(w, "kill") },
+	"restart":                  func(w *world) { reconnect(w, "stop") },
+	"restart_stream":           func(w *world) { reconnectStream(w, "stop") },
 }
 
 func (w *world) client() *kubemq.Client {
@@ -680,12 +684,53 @@ func batchOf100Kilobytes(w *world) {
 	}
 }
 
-func reconnect(w *world) {
+func duplicateClientIDs(w *world) {
+	first, second := w.client(), w.client()
+	defer first.Close()
+	defer second.Close()
+	w.fill(first, w.queue, texts(1, 2)...)
+	w.fill(second, w.queue, texts(3, 4)...)
+	held := w.next(first.NewStreamQueueMessage().SetChannel(w.queue), "1", 30)
+	w.takes(second, w.queue, "2", "3")
+	w.takes(first, w.queue, "4")
+	must(second.Close())
+	must(held.Ack())
+	w.empty(first, w.queue)
+}
+
+func concurrentReceivers(w *world) {
+	first, second := w.client(), w.client()
+	defer first.Close()
+	defer second.Close()
+	w.fill(first, w.queue, texts(1, 200)...)
+	bodies := make(chan []string, 2)
+	for _, client := range []*kubemq.Client{first, second} {
+		go func() {
+			var all []string
+			for {
+				response, err := client.NewReceiveQueueMessagesRequest().SetChannel(w.queue).SetMaxNumberOfMessages(7).
+					SetWaitTimeSeconds(1).Send(w.ctx)
+				if err != nil || response.IsError || len(response.Messages) == 0 {
+					bodies <- all
+					return
+				}
+				all = append(all, bodiesOf(response.Messages)...)
+			}
+		}()
+	}
+	together := append(<-bodies, <-bodies...)
+	expected := texts(1, 200)
+	slices.Sort(together)
+	slices.Sort(expected)
+	check(slices.Equal(together, expected), "%d messages: %v", len(together), together)
+}
+
+func reconnect(w *world, how string) {
 	client := w.client()
 	defer client.Close()
 	w.fill(client, w.queue, texts(1, 3)...)
 	w.takes(client, w.queue, "1")
-	w.restart()
+	w.again(how)
 	// The SDK does not repeat calls: the application does, until the connection is back.
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		_, err := client.Ping(w.ctx)
@@ -707,14 +752,14 @@ func (w *world) fillAndNext(client *kubemq.Client) *kubemq.QueueMessage {
 	return w.next(client.NewStreamQueueMessage().SetChannel(w.queue), "5", 30)
 }
 
-func reconnectStream(w *world) {
+func reconnectStream(w *world, how string) {
 	client := w.streams()
 	defer client.Close()
 	w.pour(client, w.queue, nil, texts(1, 4)...)
 	must(w.poll(client, request(w.queue, 2), "1", "2").AckAll())
 	// Asked behind the acknowledgement, so that it has taken effect.
 	w.poll(client, request(w.queue, 1), "3")
-	w.restart()
+	w.again(how)
 	var response *queues_stream.PollResponse
 	for deadline := time.Now().Add(30 * time.Second); response == nil || len(response.Messages) == 0; {
 		check(time.Now().Before(deadline), "the streams did not come back")
