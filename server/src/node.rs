@@ -37,8 +37,8 @@ pub struct Options {
     pub data: PathBuf,
     /// Its id, when it is not to be drawn at random with a new data directory.
     pub id: Option<u64>,
-    /// The voters to form a group with when the data directory is empty; none: alone.
-    pub members: BTreeMap<u64, Member>,
+    /// What it is part of.
+    pub formation: Formation,
     /// Settings of the log.
     pub log: kubemq_storage::log::Options,
     /// Settings of consensus.
@@ -47,6 +47,17 @@ pub struct Options {
     pub queue: QueueLimits,
     /// Limits of the replicated state.
     pub state: Limits,
+}
+
+/// How a node comes to be part of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Formation {
+    /// It is a group of its own.
+    Alone,
+    /// With an empty data directory it forms a group with these voters, itself among them, who all start empty.
+    Together(BTreeMap<u64, Member>),
+    /// With an empty data directory it waits until the leader of a group takes it in.
+    Join,
 }
 
 /// The doors of a node to the world outside it.
@@ -116,7 +127,7 @@ impl Node {
         let feed = IndexFeed::new(index.clone());
         let replica = Replica::new(Arc::clone(&core), id, Arc::clone(&outbox_cell), feed.clone());
         let mut settings = kubemq_raft::Options { node: id, ..options.raft };
-        if options.members.is_empty() {
+        if options.formation == Formation::Alone {
             // Nobody else is to be convinced or replaced: consensus need not wake up fifty times a second.
             settings.heartbeat = Duration::from_secs(1);
             settings.election_least = Duration::from_secs(3);
@@ -124,7 +135,7 @@ impl Node {
         }
         let raft = kubemq_raft::start::<R>(settings, log.clone(), snapshots, replica, peers, runtime.clone()).await?;
         let outbox = Outbox::new(raft.clone(), runtime.clock.clone(), id);
-        outbox_cell.set(Arc::clone(&outbox)).ok();
+        outbox_cell.set(Arc::downgrade(&outbox)).ok();
         let gateway = Gateway::new(Parts {
             runtime: runtime.clone(),
             raft: raft.clone(),
@@ -139,10 +150,10 @@ impl Node {
             runtime.tasks.spawn("timers", OnFailure::StopNode, release_when_due(gateway.clone())).abort_on_drop(),
             runtime.tasks.spawn("index-feed", OnFailure::Log, feed.rebuild_when_empty(gateway.clone())).abort_on_drop(),
         ];
-        if options.members.is_empty() {
-            raft.stand_alone(RECOVERY).await?;
-        } else if raft.status().voters.is_empty() {
-            form(&raft, options.members).await?;
+        match options.formation {
+            Formation::Alone => raft.stand_alone(RECOVERY).await?,
+            Formation::Together(members) if raft.status().voters.is_empty() => form(&raft, members).await?,
+            Formation::Together(_) | Formation::Join => {}
         }
         Ok(Self { id, gateway, raft, log, index, runtime, tasks })
     }
@@ -218,7 +229,7 @@ mod tests {
         Options {
             data: "/data".into(),
             id: None,
-            members: BTreeMap::new(),
+            formation: Formation::Alone,
             log: kubemq_storage::log::Options::default(),
             raft: kubemq_raft::Options::new(0),
             queue: QueueLimits::default(),

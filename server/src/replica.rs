@@ -1,6 +1,6 @@
 //! The replicated state as consensus sees it: committed entries go in, answers and wake-ups come out.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::Bytes;
 use kubemq_broker::{Answer, BatchView, State};
@@ -16,13 +16,14 @@ use crate::index_feed::IndexFeed;
 pub(crate) struct Replica {
     core: Arc<Mutex<Core>>,
     node: u64,
-    /// Set once consensus runs; what is replayed before has nobody to answer.
-    outbox: Arc<OnceLock<Arc<Outbox>>>,
+    /// Set once consensus runs; what is replayed before has nobody to answer. Weak, because the outbox holds
+    /// consensus, and consensus this replica: a stopped node would never be freed.
+    outbox: Arc<OnceLock<Weak<Outbox>>>,
     feed: IndexFeed,
 }
 
 impl Replica {
-    pub(crate) fn new(core: Arc<Mutex<Core>>, node: u64, outbox: Arc<OnceLock<Arc<Outbox>>>, feed: IndexFeed) -> Self {
+    pub(crate) fn new(core: Arc<Mutex<Core>>, node: u64, outbox: Arc<OnceLock<Weak<Outbox>>>, feed: IndexFeed) -> Self {
         Self { core, node, outbox, feed }
     }
 }
@@ -41,7 +42,7 @@ impl StateMachine for Replica {
             self.feed.take(&effects);
             core.take_effects(effects);
         }
-        let Some(outbox) = self.outbox.get() else { return };
+        let Some(outbox) = self.outbox.get().and_then(Weak::upgrade) else { return };
         for answer in answers {
             match answer.answer {
                 Answer::Results(outcomes) => outbox.confirm(answer.epoch, answer.number, &outcomes),

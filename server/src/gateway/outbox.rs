@@ -206,9 +206,14 @@ impl Outbox {
                 }
                 (batch, now + GIVE_UP)
             };
-            let outbox = Arc::clone(self);
+            // Weak, because consensus keeps this while the batch waits there, and is kept from here.
+            let outbox = Arc::downgrade(self);
             let (epoch, number) = (batch.origin.epoch, batch.number);
-            let refused = Box::new(move |refused| outbox.refused(epoch, number, refused));
+            let refused = Box::new(move |refused| {
+                if let Some(outbox) = outbox.upgrade() {
+                    outbox.refused(epoch, number, refused);
+                }
+            });
             let taken = self.raft.submit(batch, deadline, refused);
             self.inner.lock().handing_over = false;
             if let Err(refused) = taken {

@@ -28,7 +28,7 @@ use crate::admin::{self, Served, Stage};
 use crate::config::Config;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::grpc::{Phase, server as grpc};
-use crate::node::{Doors, Node, Options, StartError};
+use crate::node::{Doors, Formation, Node, Options, StartError};
 
 /// What is kept back of the time for stopping, for the end of the process itself.
 const LAST: Duration = Duration::from_millis(300);
@@ -171,7 +171,7 @@ fn options(config: &Config, data: PathBuf) -> Options {
     Options {
         data,
         id: None,
-        members: std::collections::BTreeMap::new(),
+        formation: Formation::Alone,
         log: kubemq_storage::log::Options {
             segment_bytes: config.segment_bytes,
             tail_cache_bytes: config.memory.tail_cache_bytes,

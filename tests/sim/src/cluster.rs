@@ -1,16 +1,17 @@
 //! Three lives at a time: starts nodes, ends them as a crash or a power loss would, and checks what must hold for
 //! consensus at each instant.
 
-use std::collections::BTreeMap;
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use kubemq_raft::network::Peers;
-use kubemq_raft::{Role, Status};
+use kubemq_raft::{Node as Raft, Role, Status};
 use kubemq_runtime::sync::oneshot;
 use kubemq_runtime::{Random, Runtime};
 use kubemq_storage::fs::{Disk, MemoryDisk};
@@ -18,7 +19,8 @@ use parking_lot::Mutex;
 
 use crate::disk::{DiskFaults, SimDisk};
 use crate::network::{Endpoint, Network};
-use crate::world::{Place, Simulation, World};
+use crate::run::Ended;
+use crate::world::{Failure, Place, Simulation, World};
 
 /// What a node starts with.
 pub struct Boot {
@@ -32,6 +34,8 @@ pub struct Boot {
     pub disk: SimDisk,
     /// Its door to other nodes.
     pub peers: Arc<dyn Peers>,
+    /// It came later: it waits to be taken in, and never forms a group.
+    pub joins: bool,
 }
 
 /// What runs on the nodes of a cluster.
@@ -42,12 +46,10 @@ pub trait Program: Send + Sync + 'static {
     fn boot(&self, boot: Boot) -> BoxFuture<'static, Result<Self::Running, String>>;
     /// What answers the node's peers.
     fn endpoint(running: &Self::Running) -> Arc<dyn Endpoint>;
-    /// What the node knows of its group.
-    fn status(running: &Self::Running) -> Status;
+    /// Its consensus.
+    fn raft(running: &Self::Running) -> &Raft;
     /// Up to which entry the node has synced its log.
     fn synced(running: &Self::Running) -> u64;
-    /// Gives leadership to another node.
-    fn hand_over(running: Self::Running, to: usize) -> BoxFuture<'static, ()>;
     /// Ends with a reason when the node must stop.
     fn stopped(running: &Self::Running) -> BoxFuture<'static, String>;
 }
@@ -60,6 +62,9 @@ pub enum End {
     /// The machine goes; what was not flushed may be lost.
     PowerLoss,
 }
+
+/// How long the cluster may take to agree after the faults have ended.
+pub const SETTLING: Duration = Duration::from_secs(60);
 
 struct Life<P: Program> {
     place: Arc<Place>,
@@ -75,11 +80,34 @@ struct Member<P: Program> {
     excused: bool,
     /// The disk has little room.
     limited: bool,
+    /// Bytes that were flushed have changed: once it has stopped it stays away.
+    damaged: bool,
+    /// It left the group, for ever.
+    out: bool,
+    /// It came after the group was formed.
+    joins: bool,
     faults: DiskFaults,
     /// How many lives have ended.
     ended: u64,
     /// Up to which entry the last life had synced its log.
     synced: u64,
+}
+
+impl<P: Program> Member<P> {
+    fn new(joins: bool) -> Self {
+        Self {
+            memory: MemoryDisk::new(),
+            life: None,
+            excused: false,
+            limited: false,
+            damaged: false,
+            out: false,
+            joins,
+            faults: DiskFaults::default(),
+            ended: 0,
+            synced: 0,
+        }
+    }
 }
 
 /// What must never go back.
@@ -106,9 +134,15 @@ struct Inner<P: Program> {
     network: Network,
     program: P,
     members: Mutex<BTreeMap<usize, Member<P>>>,
+    /// The voters; while they change, the former ones and the new ones.
+    groups: Mutex<Vec<BTreeSet<usize>>>,
     watched: Mutex<Watched>,
+    /// Of every life: what is gone once nothing of it is left.
+    witnesses: Mutex<Vec<Witness>>,
     random: Random,
 }
+
+type Witness = (Arc<Place>, Weak<dyn Any + Send + Sync>);
 
 /// The nodes of one world. Clones are the same cluster.
 pub struct Cluster<P: Program>(Arc<Inner<P>>);
@@ -130,23 +164,13 @@ impl<P: Program> Cluster<P> {
     #[must_use]
     pub fn new(simulation: &Simulation, size: usize, program: P) -> Self {
         let (world, harness) = (simulation.world(), simulation.harness());
-        let member = |node| {
-            let member = Member {
-                memory: MemoryDisk::new(),
-                life: None,
-                excused: false,
-                limited: false,
-                faults: DiskFaults::default(),
-                ended: 0,
-                synced: 0,
-            };
-            (node, member)
-        };
         Self(Arc::new(Inner {
             network: Network::new(&world, &harness),
             random: world.random("cluster"),
-            members: Mutex::new((1..=size).map(member).collect()),
+            members: Mutex::new((1..=size).map(|node| (node, Member::new(false))).collect()),
+            groups: Mutex::new(vec![(1..=size).collect()]),
             watched: Mutex::new(Watched::default()),
+            witnesses: Mutex::default(),
             world,
             harness,
             program,
@@ -177,28 +201,75 @@ impl<P: Program> Cluster<P> {
         &self.0.harness
     }
 
-    /// Returns the numbers of all nodes.
+    /// Returns the numbers of all nodes that have not left.
     #[must_use]
     pub fn nodes(&self) -> Vec<usize> {
-        self.0.members.lock().keys().copied().collect()
+        self.0.members.lock().iter().filter(|(_, member)| !member.out).map(|(node, _)| *node).collect()
+    }
+
+    /// Returns the voters; while they change, the former ones and the new ones.
+    pub(crate) fn groups(&self) -> Vec<BTreeSet<usize>> {
+        self.0.groups.lock().clone()
+    }
+
+    pub(crate) fn set_groups(&self, groups: Vec<BTreeSet<usize>>) {
+        *self.0.groups.lock() = groups;
+    }
+
+    /// Adds a node with an empty disk, which waits to be taken into the group.
+    pub(crate) fn add(&self) -> usize {
+        let node = {
+            let mut members = self.0.members.lock();
+            let node = members.last_key_value().map_or(1, |(last, _)| last + 1);
+            members.insert(node, Member::new(true));
+            node
+        };
+        self.start(node);
+        node
+    }
+
+    /// Ends a node for ever.
+    pub(crate) fn retire(&self, node: usize) {
+        if let Some(member) = self.0.members.lock().get_mut(&node) {
+            member.out = true;
+        }
+        self.end(node, None, End::Crash, true);
+    }
+
+    /// Returns the node whose flushed bytes were changed, if there is one.
+    pub(crate) fn damaged(&self) -> Option<usize> {
+        let members = self.0.members.lock();
+        members.iter().find(|(_, member)| member.damaged && !member.out).map(|(node, _)| *node)
+    }
+
+    /// Flips a bit of `node`'s disk where `change` chooses it; it may stop because of it, and then stays away.
+    pub(crate) fn damage(&self, node: usize, change: impl FnOnce(&MemoryDisk) -> bool) {
+        let mut members = self.0.members.lock();
+        let Some(member) = members.get_mut(&node) else { return };
+        let memory = member.life.as_ref().map_or(&member.memory, |life| life.disk.memory());
+        member.damaged |= change(memory);
     }
 
     /// Starts a life of `node`, if it has none.
     pub fn start(&self, node: usize) {
         let inner = &self.0;
         let place = inner.world.place(node);
-        let disk = {
+        let (disk, joins) = {
             let mut members = inner.members.lock();
-            let Some(member) = members.get_mut(&node).filter(|member| member.life.is_none()) else { return };
+            let Some(member) = members.get_mut(&node) else { return };
+            if member.life.is_some() || member.out {
+                return;
+            }
             let random = inner.world.random(&format!("disk {node} {}", place.life));
             let disk = SimDisk::new(inner.world.clone(), node, member.memory.clone(), random, member.faults);
             member.life = Some(Life { place: Arc::clone(&place), disk: disk.clone(), running: None });
             member.excused = member.limited;
-            disk
+            (disk, member.joins)
         };
+        inner.witnesses.lock().push((Arc::clone(&place), disk.witness()));
         inner.world.trace(node, format_args!("start of life {}", place.life));
         let runtime = inner.world.runtime(&place);
-        let boot = Boot { node, runtime, disk, peers: inner.network.peers(&place), place: Arc::clone(&place) };
+        let boot = Boot { node, runtime, disk, peers: inner.network.peers(&place), place: Arc::clone(&place), joins };
         let (cluster, booting) = (self.clone(), inner.program.boot(boot));
         let here = Arc::clone(&place);
         let task = async move {
@@ -229,7 +300,21 @@ impl<P: Program> Cluster<P> {
     fn stops(&self, place: &Arc<Place>, reason: &str) {
         let (node, life) = (place.node, place.life);
         self.0.world.trace(node, format_args!("stops: {reason}"));
-        let excused = self.0.members.lock().get(&node).is_some_and(|member| member.excused);
+        let (excused, damaged) = self
+            .0
+            .members
+            .lock()
+            .get(&node)
+            .map_or((true, false), |member| (member.excused || member.out, member.damaged));
+        if damaged && (excused || reason.contains("damage")) {
+            // Its process ends; it is not started again, since it would find the same.
+            let cluster = self.clone();
+            let task = async move {
+                cluster.end(node, Some(life), End::Crash, false);
+            };
+            self.0.world.spawn(&self.0.harness, "stop", Box::pin(task));
+            return;
+        }
         if !excused {
             self.0.world.fail(format!("node {node} stopped without a fault of its disk: {reason}"));
             return;
@@ -328,7 +413,7 @@ impl<P: Program> Cluster<P> {
         let status = |(node, life): (usize, &Life<P>)| {
             let running = life.running.as_ref()?;
             // The lease is judged by the node's own clock.
-            Some((node, self.0.world.within(&life.place, || P::status(running))))
+            Some((node, self.0.world.within(&life.place, || P::raft(running).status())))
         };
         lives.filter_map(status).collect()
     }
@@ -377,14 +462,40 @@ impl<P: Program> Cluster<P> {
         }
     }
 
-    /// Returns on how many disks the log is synced up to `index`, as far as the nodes themselves knew.
+    /// Returns whether the log is synced up to `index` on a majority, as far as the nodes themselves knew.
     #[must_use]
-    pub fn synced(&self, index: u64) -> usize {
+    pub fn is_on_majority(&self, index: u64) -> bool {
         let members = self.0.members.lock();
-        let synced = |member: &Member<P>| {
-            member.life.as_ref().and_then(|life| life.running.as_ref()).map_or(member.synced, P::synced)
+        let synced = |node: &&usize| {
+            let Some(member) = members.get(node) else { return false };
+            let running = member.life.as_ref().and_then(|life| life.running.as_ref());
+            running.map_or(member.synced, P::synced) >= index
         };
-        members.values().filter(|member| synced(member) >= index).count()
+        self.groups().iter().any(|voters| 2 * voters.iter().filter(synced).count() > voters.len())
+    }
+
+    /// Returns once one node leads, all follow it, and all have applied the same.
+    ///
+    /// # Errors
+    ///
+    /// When that takes longer than it may.
+    pub async fn agreed(&self) -> Result<(), String> {
+        let world = self.world();
+        let limit = world.now() + u64::try_from(SETTLING.as_nanos()).unwrap_or(u64::MAX);
+        loop {
+            let statuses = self.statuses();
+            let leaders: BTreeSet<_> = statuses.values().map(|status| status.leader).collect();
+            let applied: BTreeSet<_> = statuses.values().map(|status| status.applied.map(|id| id.index)).collect();
+            let done = statuses.values().all(|status| status.applied.map(|id| id.index) == status.last);
+            let all = statuses.keys().copied().eq(self.nodes());
+            if all && leaders.len() == 1 && !leaders.contains(&None) && applied.len() == 1 && done {
+                return Ok(());
+            }
+            if world.now() > limit {
+                return Err(format!("no agreement {} s after the faults ended: {statuses:?}", SETTLING.as_secs()));
+            }
+            world.sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Returns how many lives have ended.
@@ -399,6 +510,44 @@ impl<P: Program> Cluster<P> {
         std::mem::take(&mut self.0.watched.lock().cold_start)
     }
 
+    /// Ends a run of which `result` came, and checks that nothing of it stays behind.
+    pub fn conclude(
+        &self,
+        simulation: Simulation,
+        result: Result<Result<(), String>, Failure>,
+        tally: String,
+    ) -> Ended {
+        let world = &self.0.world;
+        let failed = |reason| Failure { seed: world.seed(), at: world.now(), reason };
+        let (hash, trace) = (world.hash(), simulation.take_trace());
+        let (simulated, polls) = (world.now(), world.polls());
+        let dissolved = self.dissolve(simulation);
+        let failure = match result {
+            Ok(Ok(())) => dissolved.err().map(failed),
+            Ok(Err(reason)) => Some(failed(reason)),
+            Err(failure) => Some(failure),
+        };
+        Ended { hash, trace, simulated, polls, tally, failure }
+    }
+
+    /// Ends every life and the simulation, and checks that nothing of any life is left: it would be kept for as long as
+    /// the process runs.
+    fn dissolve(&self, simulation: Simulation) -> Result<(), String> {
+        self.0.world.within(&self.0.harness, || {
+            for node in self.nodes() {
+                self.end(node, None, End::Crash, true);
+            }
+        });
+        // With it go the tasks of the harness, and what they hold.
+        drop(simulation);
+        let witnesses = std::mem::take(&mut *self.0.witnesses.lock());
+        let left: Vec<_> = witnesses.iter().filter(|(_, witness)| witness.strong_count() > 0).collect();
+        match left.first() {
+            Some((place, _)) => Err(format!("something of {place:?}, and {} lives in all, is never freed", left.len())),
+            None => Ok(()),
+        }
+    }
+
     /// Checks what must hold for consensus at each instant.
     ///
     /// # Errors
@@ -410,7 +559,7 @@ impl<P: Program> Cluster<P> {
         for (node, member) in members.iter() {
             let Some(life) = &member.life else { continue };
             let Some(running) = &life.running else { continue };
-            let status = self.0.world.within(&life.place, || P::status(running));
+            let status = self.0.world.within(&life.place, || P::raft(running).status());
             watched.check(*node, life.place.life, &status)?;
         }
         Ok(())

@@ -2,9 +2,10 @@
 //!
 //! What a power loss leaves is the memory disk's business; this file knows only how long things take and what breaks.
 
+use std::any::Any;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -46,6 +47,13 @@ impl SimDisk {
     #[must_use]
     pub fn new(world: World, node: usize, memory: MemoryDisk, random: Random, faults: DiskFaults) -> Self {
         Self(Arc::new(Inner { world, node, memory, random, faults: Mutex::new(faults) }))
+    }
+
+    /// Returns what is gone once nothing of the life that uses this disk is left.
+    #[must_use]
+    pub fn witness(&self) -> Weak<dyn Any + Send + Sync> {
+        let weak: Weak<Inner> = Arc::downgrade(&self.0);
+        weak
     }
 
     /// Returns what lies on the disk.

@@ -1,11 +1,15 @@
 //! What goes wrong in a run: drawn from the seed, started by one task, each fault ended by itself.
 
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use kubemq_runtime::Random;
+use kubemq_storage::fs::{Disk, MemoryDisk};
 
 use crate::cluster::{Cluster, End, Program};
+use crate::membership::Change;
 use crate::network::NetworkFaults;
 use crate::world::{Order, random};
 
@@ -59,9 +63,17 @@ pub enum Kind {
     HandOver,
     /// A disk has next to no room for a while, which may end the process again and again.
     FullDisk,
+    /// A machine is lost for ever, and another with an empty disk takes its place.
+    Replace,
+    /// A node joins and votes.
+    Grow,
+    /// A node votes no more, and leaves.
+    Shrink,
+    /// A bit flips on a disk, in what was flushed long ago. No second disk is damaged until that one is replaced.
+    BitFlip,
 }
 
-const KINDS: [Kind; 14] = [
+const KINDS: [Kind; 18] = [
     Kind::Crash,
     Kind::PowerLoss,
     Kind::PowerLossOfAll,
@@ -76,6 +88,10 @@ const KINDS: [Kind; 14] = [
     Kind::CrashTwice,
     Kind::HandOver,
     Kind::FullDisk,
+    Kind::Replace,
+    Kind::Grow,
+    Kind::Shrink,
+    Kind::BitFlip,
 ];
 
 impl Kind {
@@ -84,7 +100,13 @@ impl Kind {
     pub fn ends_a_process(self) -> bool {
         !matches!(
             self,
-            Self::Isolate | Self::IsolateLeader | Self::OneWay | Self::Freeze | Self::WallJump | Self::HandOver
+            Self::Isolate
+                | Self::IsolateLeader
+                | Self::OneWay
+                | Self::Freeze
+                | Self::WallJump
+                | Self::HandOver
+                | Self::Grow
         )
     }
 }
@@ -252,7 +274,11 @@ fn start<P: Program>(cluster: &Cluster<P>, kind: Kind, draw: &Random) {
             let to = nodes.into_iter().find(|other| *other != leader && (silent || *other != any)).unwrap_or(any);
             let handing = cluster.clone();
             let task = async move {
-                handing.call(leader, Duration::from_secs(5), |running| P::hand_over(running, to)).await;
+                let hand_over = |running: P::Running| async move {
+                    // It may be refused: then nothing happens, which is a legal outcome.
+                    P::raft(&running).transfer_leader(to as u64).await.ok();
+                };
+                handing.call(leader, Duration::from_secs(5), hand_over).await;
             };
             cluster.world().spawn(cluster.harness(), "hand over", Box::pin(task));
         }
@@ -260,7 +286,39 @@ fn start<P: Program>(cluster: &Cluster<P>, kind: Kind, draw: &Random) {
             let by = Duration::from_millis(draw.below(3_600_000));
             cluster.world().jump_wall(node, draw.below(2) == 0, by);
         }
+        Kind::Replace => cluster.change(Change::Replace(node)),
+        Kind::Grow => cluster.change(Change::Grow),
+        Kind::Shrink => cluster.change(Change::Shrink(node)),
+        Kind::BitFlip => {
+            // While a node is being replaced, the others have the only copies.
+            if cluster.damaged().is_none() && cluster.groups().len() == 1 {
+                cluster.damage(node, |disk| flip_bit(cluster, node, disk, draw));
+            }
+        }
     }
+}
+
+/// Flips a bit of a file that is not written to any more; returns whether there was one. The last group of the newest
+/// segment is spared: damage there cannot be told from a torn write (`kubemq_storage::log`), and is a loss that one disk
+/// in a majority must not have.
+fn flip_bit<P: Program>(cluster: &Cluster<P>, node: usize, disk: &MemoryDisk, draw: &Random) -> bool {
+    let files = |dir: &str| {
+        let names = disk.list(Path::new(dir)).now_or_never().and_then(Result::ok).unwrap_or_default();
+        names.into_iter().map(|name| Path::new(dir).join(name)).collect::<Vec<_>>()
+    };
+    let mut written = files("data/log");
+    written.retain(|path| path.extension().is_some_and(|extension| extension == "seg"));
+    written.sort();
+    written.pop();
+    written.extend(files("data/snapshots"));
+    let Some(path) = usize::try_from(draw.below(written.len() as u64)).ok().and_then(|at| written.get(at)) else {
+        return false;
+    };
+    let len = disk.open(path).now_or_never().and_then(Result::ok);
+    let len = len.and_then(|file| file.len().now_or_never()).and_then(Result::ok).unwrap_or(0);
+    let bit = draw.below(8 * len);
+    cluster.world().trace(node, format_args!("bit {bit} of {} flips", path.display()));
+    disk.flip_bit(path, bit)
 }
 
 fn away<P: Program>(cluster: &Cluster<P>, node: usize, how: End, silent: bool, time: Duration) {

@@ -5,6 +5,7 @@
 pub mod cluster;
 pub mod disk;
 pub mod faults;
+pub mod membership;
 pub mod network;
 pub mod nodes_scene;
 pub mod openraft_runtime;

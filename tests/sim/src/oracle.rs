@@ -96,10 +96,10 @@ pub struct Sight {
     pub count: u32,
     /// True nanoseconds.
     pub now: u64,
-    /// The time that it expires, and the gateway's time, in cluster time.
+    /// When it expires, in cluster time; 0 = never.
     pub expires_at: u64,
-    /// The gateway's time when it was handed out.
-    pub time: u64,
+    /// Cluster time at which it may not have expired yet.
+    pub fresh_at: u64,
 }
 
 /// How a client tries to settle a message.
@@ -302,9 +302,8 @@ impl Oracle {
             let early = message.due - sight.now;
             return Err(format!("message {id:x} with a delay of {} s came {early} ns early", message.sent.delay));
         }
-        // Reading bodies takes a while after the time was looked at.
-        if sight.expires_at != 0 && sight.expires_at + 3_000_000_000 < sight.time {
-            return Err(format!("message {id:x} had expired {} ns before", sight.time - sight.expires_at));
+        if sight.expires_at != 0 && sight.expires_at < sight.fresh_at {
+            return Err(format!("message {id:x} had expired {} ns before", sight.fresh_at - sight.expires_at));
         }
         if message.sent.expiration == 0 && sight.expires_at != 0 {
             return Err(format!("message {id:x} expires, and was sent without an expiration"));
@@ -396,10 +395,10 @@ impl Oracle {
         message.sent.expiration > 0 && now >= message.expires
     }
 
-    /// Returns the latest true nanosecond at which a delayed message comes due.
+    /// Returns the longest delay of any message, in seconds.
     #[must_use]
-    pub fn last_due(&self) -> u64 {
-        self.messages.values().map(|message| message.sent.at + message.sent.delay * 1_020_000_000).max().unwrap_or(0)
+    pub fn longest_delay(&self) -> u64 {
+        self.messages.values().map(|message| message.sent.delay).max().unwrap_or(0)
     }
 
     /// Checks, after everything was drained, that nothing that must be somewhere is missing, and the order of
@@ -461,7 +460,16 @@ mod tests {
     const THERE: Leadership = (2, 2);
 
     fn sight(count: u32) -> Sight {
-        Sight { id: 7, channel: 0, lasting: true, sequence: u64::from(count), count, now: 10, expires_at: 0, time: 10 }
+        Sight {
+            id: 7,
+            channel: 0,
+            lasting: true,
+            sequence: u64::from(count),
+            count,
+            now: 10,
+            expires_at: 0,
+            fresh_at: 10,
+        }
     }
 
     fn stored(sent: Sent) -> Oracle {

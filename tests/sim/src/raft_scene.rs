@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use kubemq_raft::network::{Call, Channel, Frame, Replies};
 use kubemq_raft::{
     Batch, Committed, Envelope, Living, Member, Node, Origin, PeerError, Refused, RestoreError, SnapshotSource,
-    StateMachine, Status,
+    StateMachine,
 };
 use kubemq_runtime::sync::oneshot;
 use kubemq_runtime::{OnFailure, Random};
@@ -20,7 +20,7 @@ use kubemq_storage::log::Log;
 use kubemq_storage::snapshot::Snapshots;
 use parking_lot::Mutex;
 
-use crate::cluster::{Boot, Cluster, Program};
+use crate::cluster::{Boot, Cluster, Program, SETTLING};
 use crate::faults::{settle, torment};
 use crate::network::{Endpoint, address};
 use crate::openraft_runtime::SimRuntime;
@@ -31,8 +31,6 @@ const NODES: usize = 3;
 const CLIENTS: u64 = 4;
 /// Writes whose bodies stay referred to.
 const LIVING: usize = 300;
-/// How long the cluster may take to agree after the faults have ended.
-const SETTLING: Duration = Duration::from_secs(60);
 
 /// One write as it was applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -262,7 +260,7 @@ impl Program for Recording {
     fn boot(&self, boot: Boot) -> BoxFuture<'static, Result<Running, String>> {
         let (world, ledger, plant, sizes) = (self.world.clone(), Arc::clone(&self.ledger), self.plant, self.sizes);
         Box::pin(async move {
-            let Boot { node, place, runtime, disk, peers } = boot;
+            let Boot { node, place, runtime, disk, peers, joins } = boot;
             let chained = |error: &dyn std::error::Error| kubemq_runtime::chain(error).to_string();
             let disk: Arc<dyn Disk> = Arc::new(disk);
             let options = kubemq_storage::log::Options { segment_bytes: sizes.segment, ..Default::default() };
@@ -281,7 +279,7 @@ impl Program for Recording {
                 kubemq_raft::start::<SimRuntime>(options, log.clone(), snapshots, machine, peers, runtime.clone());
             let raft = raft.await.map_err(|error| chained(&error))?;
             let status = raft.status();
-            if node == 1 && status.voters.is_empty() && status.last.is_none() {
+            if node == 1 && !joins && status.voters.is_empty() && status.last.is_none() {
                 let member = |node| (node as u64, Member { address: address(node) });
                 match raft.initialize((1..=NODES).map(member).collect()).await {
                     Ok(()) | Err(kubemq_raft::Error::AlreadyFormed) => {}
@@ -296,17 +294,12 @@ impl Program for Recording {
         Arc::new(Peer(running.node.clone()))
     }
 
-    fn status(running: &Running) -> Status {
-        running.node.status()
+    fn raft(running: &Running) -> &Node {
+        &running.node
     }
 
     fn synced(running: &Running) -> u64 {
         running.log.state().synced_index
-    }
-
-    fn hand_over(running: Running, to: usize) -> BoxFuture<'static, ()> {
-        // It may be refused: then nothing happens, which is a legal outcome.
-        Box::pin(async move { drop(running.node.transfer_leader(to as u64).await) })
     }
 
     fn stopped(running: &Running) -> BoxFuture<'static, String> {
@@ -378,10 +371,9 @@ impl Scene {
         });
         match answer.await.flatten() {
             Some(Ok(index)) => {
-                let synced = self.cluster.synced(index);
-                if synced * 2 <= NODES {
+                if !self.cluster.is_on_majority(index) {
                     let reason =
-                        format!("write {number:x} in entry {index} was acknowledged with {synced} synced logs");
+                        format!("write {number:x} in entry {index} was acknowledged before a majority had synced it");
                     self.cluster.world().fail(reason);
                 }
                 Told::Acked
@@ -413,7 +405,7 @@ impl Scene {
         let draw = world.random(&format!("client {client}"));
         let mut count = 0;
         while world.now() < until {
-            let any = 1 + usize::try_from(draw.below(NODES as u64)).unwrap_or(0);
+            let any = self.cluster.any(&draw);
             let node = if draw.below(10) == 0 { any } else { self.cluster.leader().unwrap_or(any) };
             if draw.below(200) == 0 {
                 self.read(node).await;
@@ -442,33 +434,14 @@ impl Scene {
         }
     }
 
-    /// Returns once one node leads, all follow it, and all have applied the same.
-    async fn agreed(&self) -> Result<(), String> {
-        let world = self.cluster.world().clone();
-        let limit = world.now() + u64::try_from(SETTLING.as_nanos()).unwrap_or(u64::MAX);
-        loop {
-            let statuses = self.cluster.statuses();
-            let leaders: BTreeSet<_> = statuses.values().map(|status| status.leader).collect();
-            let applied: BTreeSet<_> = statuses.values().map(|status| status.applied.map(|id| id.index)).collect();
-            let done = statuses.values().all(|status| status.applied.map(|id| id.index) == status.last);
-            if statuses.len() == NODES && leaders.len() == 1 && !leaders.contains(&None) && applied.len() == 1 && done {
-                return Ok(());
-            }
-            if world.now() > limit {
-                return Err(format!("no agreement {} s after the faults ended: {statuses:?}", SETTLING.as_secs()));
-            }
-            world.sleep(Duration::from_millis(20)).await;
-        }
-    }
-
     /// Checks each node's record against what the clients were told.
     async fn check_end(&self, seconds: u64) -> Result<(), String> {
         let world = self.cluster.world().clone();
-        self.agreed().await?;
+        self.cluster.agreed().await?;
         for fresh in 0..3 {
             self.write_fresh(fresh).await?;
         }
-        self.agreed().await?;
+        self.cluster.agreed().await?;
         let mut digests = BTreeSet::new();
         for node in self.cluster.nodes() {
             let running = self.cluster.running(node).ok_or("a node is gone")?;
@@ -556,12 +529,12 @@ impl Scene {
 #[must_use]
 pub fn run(asked: &Asked) -> Ended {
     let plan = asked.plan();
-    let longest = Duration::from_secs(asked.seconds) + 3 * SETTLING;
+    let longest = Duration::from_secs(asked.seconds) + 5 * SETTLING;
     let mut simulation = Simulation::new(asked.seed, plan.order, longest, asked.trace);
     let world = simulation.world();
     let ledger = Arc::new(Mutex::new(Ledger::default()));
     let sizes = Sizes::draw(&world.random("sizes"));
-    let program = Recording { world: world.clone(), ledger: Arc::clone(&ledger), plant: asked.plant, sizes };
+    let program = Recording { world, ledger: Arc::clone(&ledger), plant: asked.plant, sizes };
     let cluster = Cluster::new(&simulation, NODES, program);
     let watched = cluster.clone();
     simulation.at_each_instant(move || watched.check_instant());
@@ -587,30 +560,20 @@ pub fn run(asked: &Asked) -> Ended {
             client.await.ok();
         }
         settle(cluster);
+        cluster.changed().await?;
         root.check_end(seconds).await
     });
-    let failure = match ended {
-        Ok(Ok(())) => None,
-        Ok(Err(reason)) => Some(crate::world::Failure { seed: asked.seed, at: world.now(), reason }),
-        Err(failure) => Some(failure),
+    let tally = {
+        let (oracle, ledger) = (scene.oracle.lock(), ledger.lock());
+        format!(
+            "{} acked, {} unknown, {} refused, {} barriers, {} lives ended, {} snapshots restored, {sizes:?}",
+            oracle.acked.values().map(Vec::len).sum::<usize>(),
+            oracle.unknown,
+            oracle.refused.len(),
+            oracle.barriers,
+            scene.cluster.ended(),
+            ledger.restored,
+        )
     };
-    let oracle = scene.oracle.lock();
-    let ledger = ledger.lock();
-    let tally = format!(
-        "{} acked, {} unknown, {} refused, {} barriers, {} lives ended, {} snapshots restored, {sizes:?}",
-        oracle.acked.values().map(Vec::len).sum::<usize>(),
-        oracle.unknown,
-        oracle.refused.len(),
-        oracle.barriers,
-        scene.cluster.ended(),
-        ledger.restored,
-    );
-    Ended {
-        hash: world.hash(),
-        trace: simulation.take_trace(),
-        simulated: world.now(),
-        polls: world.polls(),
-        tally,
-        failure,
-    }
+    scene.cluster.conclude(simulation, ended, tally)
 }

@@ -10,7 +10,7 @@ use kubemq_runtime::Random;
 use kubemq_server::gateway::{Delivery, Held, Take, Unavailable};
 use prost::Message as _;
 
-use super::{CHANNELS, DEAD, DEPOSED_MAY_HAND_OUT, NODES, Running, SCRAP, SOLO, Scene};
+use super::{CHANNELS, DEAD, DEPOSED_MAY_HAND_OUT, Running, SCRAP, SOLO, Scene};
 use crate::oracle::{ChannelNumber, Id, Leadership, Sent, Settle, Sight, Told, Trying, body, id_of};
 
 /// Returns all clients of a run.
@@ -58,7 +58,7 @@ impl Client {
 
     /// Returns the node to talk to: mostly the one that leads.
     fn node(&self) -> usize {
-        let any = 1 + self.below(NODES as u64);
+        let any = self.scene.cluster.any(&self.draw);
         if self.draw.below(20) == 0 { any } else { self.scene.cluster.leader().unwrap_or(any) }
     }
 
@@ -192,13 +192,15 @@ impl Client {
         let gateway = running.node.gateway();
         let deadline = running.runtime.clock.now() + wait;
         let take = Take { channel: CHANNELS[channel].to_owned(), max, max_bytes: 400_000, deadline };
+        let asked = gateway.time().0;
         let Ok(mut held) = gateway.take(take).await else { return };
         if held.deliveries.is_empty() {
             return;
         }
         let leadership: Leadership = (node, running.node.raft().status().term);
         let deliveries = std::mem::take(&mut held.deliveries);
-        let Some(ids) = self.delivered(running, channel, &deliveries, leadership) else { return };
+        let fresh_at = fresh_at(running, asked);
+        let Some(ids) = self.delivered(channel, &deliveries, leadership, fresh_at) else { return };
         // Dropped before `held`: who is handed a message next finds it free.
         let _guard = Released { client: self.clone(), ids: ids.iter().map(|(id, _)| *id).collect(), leadership };
         running.runtime.clock.sleep(manners.think).await;
@@ -228,10 +230,10 @@ impl Client {
     /// Tells the oracle what was handed out; nothing when that cannot be.
     fn delivered(
         &self,
-        running: &Running,
         channel: ChannelNumber,
         deliveries: &[Delivery],
         leadership: Leadership,
+        fresh_at: u64,
     ) -> Option<Vec<(Id, u64)>> {
         let world = self.scene.cluster.world();
         let now = world.now();
@@ -243,7 +245,6 @@ impl Client {
             ));
             return None;
         }
-        let time = running.node.gateway().time().0;
         let mut ids = Vec::new();
         for delivery in deliveries {
             let Some(id) = identify(delivery) else {
@@ -254,7 +255,7 @@ impl Client {
                 leadership.0,
                 format_args!("take {id:x} of {channel} as {} count {}", delivery.sequence, delivery.receive_count),
             );
-            let sight = sight(id, channel, delivery, now, time);
+            let sight = sight(id, channel, delivery, now, fresh_at);
             let mut oracle = self.scene.oracle.lock();
             let fits = oracle.delivered(&sight, leadership);
             let fits = if channel == SOLO { fits.and_then(|()| oracle.in_order(&sight)) } else { fits };
@@ -332,8 +333,10 @@ impl Client {
         let gateway = running.node.gateway();
         let deadline = running.runtime.clock.now();
         let take = Take { channel: CHANNELS[channel].to_owned(), max, max_bytes: 400_000, deadline };
+        // What a peek saw may expire before its answer comes: it also removes what had expired, and waits for that.
+        let asked = gateway.time().0;
         let Ok(peeked) = gateway.peek(take).await else { return };
-        let (now, time) = (self.scene.cluster.world().now(), gateway.time().0);
+        let now = self.scene.cluster.world().now();
         for delivery in &peeked.deliveries {
             let Some(id) = identify(delivery) else {
                 let text = format!("sequence {} of {} is not what anybody sent", delivery.sequence, CHANNELS[channel]);
@@ -342,7 +345,7 @@ impl Client {
             };
             let mut oracle = self.scene.oracle.lock();
             oracle.tally.peeked += 1;
-            self.scene.check(oracle.seen(&sight(id, channel, delivery, now, time)));
+            self.scene.check(oracle.seen(&sight(id, channel, delivery, now, asked)));
         }
     }
 
@@ -432,7 +435,13 @@ pub(super) fn identify(delivery: &Delivery) -> Option<Id> {
     id_of(&message.body).filter(|_| message.tags.len() == 2 && message.client_id == "simulated")
 }
 
-pub(super) fn sight(id: Id, channel: ChannelNumber, delivery: &Delivery, now: u64, time: u64) -> Sight {
+/// Returns when what a take has handed out just now may not have expired yet: when it was asked for, and until
+/// shortly before it was handed out. Reading bodies takes a while after the time was looked at.
+pub(super) fn fresh_at(running: &Running, asked: u64) -> u64 {
+    running.node.gateway().time().0.saturating_sub(3_000_000_000).max(asked)
+}
+
+pub(super) fn sight(id: Id, channel: ChannelNumber, delivery: &Delivery, now: u64, fresh_at: u64) -> Sight {
     Sight {
         id,
         channel,
@@ -441,6 +450,6 @@ pub(super) fn sight(id: Id, channel: ChannelNumber, delivery: &Delivery, now: u6
         count: delivery.receive_count,
         now,
         expires_at: delivery.expires_at,
-        time,
+        fresh_at,
     }
 }

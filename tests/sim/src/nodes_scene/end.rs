@@ -6,21 +6,21 @@ use std::time::Duration;
 use kubemq_broker::Kind;
 use kubemq_server::gateway::{Held, Take};
 
-use super::clients::{identify, sight, to_wire};
-use super::{CHANNELS, NODES, Running, SCRAP, SETTLING, Scene};
+use super::clients::{fresh_at, identify, sight, to_wire};
+use super::{CHANNELS, Running, SCRAP, Scene};
 use crate::oracle::{ChannelNumber, Sent, Settle, Told};
 
 impl Scene {
     /// Checks what must hold once nothing goes wrong any more.
     pub(super) async fn check_end(&self, seconds: u64) -> Result<(), String> {
         let world = self.cluster.world().clone();
-        self.agreed().await?;
+        self.cluster.agreed().await?;
         // What the cleaner had asked for last is done or will never be.
         self.oracle.lock().vanishing(SCRAP);
         self.send_fresh().await?;
-        let last_due = self.oracle.lock().last_due();
-        let wait = last_due.saturating_sub(world.now()) + 2_000_000_000;
-        world.sleep(Duration::from_nanos(wait)).await;
+        // What was sent long ago may have been stored only now, by a leader that had waited for others since.
+        let longest = Duration::from_millis(self.oracle.lock().longest_delay() * 1020 + 2000);
+        world.sleep(longest).await;
         for node in self.cluster.nodes() {
             self.look_everywhere(node).await?;
         }
@@ -29,7 +29,7 @@ impl Scene {
         if left > 0 {
             return Err(format!("{left} messages wait in drained channels"));
         }
-        self.agreed().await?;
+        self.cluster.agreed().await?;
         self.check_equal()?;
         let oracle = self.oracle.lock();
         oracle.check_drained(world.now())?;
@@ -40,27 +40,8 @@ impl Scene {
         Ok(())
     }
 
-    /// Returns once one node leads, all follow it, and all have applied the same.
-    async fn agreed(&self) -> Result<(), String> {
-        let world = self.cluster.world().clone();
-        let limit = world.now() + u64::try_from(SETTLING.as_nanos()).unwrap_or(u64::MAX);
-        loop {
-            let statuses = self.cluster.statuses();
-            let leaders: BTreeSet<_> = statuses.values().map(|status| status.leader).collect();
-            let applied: BTreeSet<_> = statuses.values().map(|status| status.applied.map(|id| id.index)).collect();
-            let done = statuses.values().all(|status| status.applied.map(|id| id.index) == status.last);
-            if statuses.len() == NODES && leaders.len() == 1 && !leaders.contains(&None) && applied.len() == 1 && done {
-                return Ok(());
-            }
-            if world.now() > limit {
-                return Err(format!("no agreement {} s after the faults ended: {statuses:?}", SETTLING.as_secs()));
-            }
-            world.sleep(Duration::from_millis(20)).await;
-        }
-    }
-
     pub(super) async fn leader(&self) -> Result<usize, String> {
-        self.agreed().await?;
+        self.cluster.agreed().await?;
         self.cluster.leader().ok_or_else(|| "nobody leads after agreement".to_owned())
     }
 
@@ -112,15 +93,16 @@ impl Scene {
         let gateway = running.node.gateway();
         let deadline = running.runtime.clock.now();
         let take = Take { channel: CHANNELS[channel].to_owned(), max: 1_000_000, max_bytes: u64::MAX, deadline };
+        let asked = gateway.time().0;
         let peeked = gateway.peek(take).await;
         let peeked = peeked
             .map_err(|error| format!("node {}: a peek of {} failed: {error}", running.node.id(), CHANNELS[channel]))?;
-        let (now, time) = (self.cluster.world().now(), gateway.time().0);
+        let now = self.cluster.world().now();
         for delivery in &peeked.deliveries {
             let id = identify(delivery).ok_or_else(|| format!("sequence {} is damaged", delivery.sequence))?;
             let mut oracle = self.oracle.lock();
             oracle.tally.peeked += 1;
-            oracle.seen(&sight(id, channel, delivery, now, time))?;
+            oracle.seen(&sight(id, channel, delivery, now, asked))?;
         }
         Ok(())
     }
@@ -148,16 +130,17 @@ impl Scene {
         let gateway = running.node.gateway();
         let deadline = running.runtime.clock.now() + Duration::from_millis(100);
         let take = Take { channel: CHANNELS[channel].to_owned(), max: 500, max_bytes: 4 << 20, deadline };
+        let asked = gateway.time().0;
         let mut held: Held = gateway.take(take).await.map_err(|error| format!("a take failed: {error}"))?;
         let deliveries = std::mem::take(&mut held.deliveries);
         let leadership = (node, running.node.raft().status().term);
-        let (now, time) = (self.cluster.world().now(), gateway.time().0);
+        let (now, fresh_at) = (self.cluster.world().now(), fresh_at(running, asked));
         let (mut trying, mut sequences) = (Vec::new(), Vec::new());
         for delivery in &deliveries {
             let id = identify(delivery).ok_or_else(|| format!("sequence {} is damaged", delivery.sequence))?;
             self.cluster.world().trace(node, format_args!("drain {id:x} of {channel} as {}", delivery.sequence));
             let mut oracle = self.oracle.lock();
-            oracle.delivered(&sight(id, channel, delivery, now, time), leadership)?;
+            oracle.delivered(&sight(id, channel, delivery, now, fresh_at), leadership)?;
             trying.extend(oracle.settling(id, Settle::Ack, now, leadership));
             sequences.push(delivery.sequence);
         }
@@ -192,7 +175,9 @@ impl Scene {
             running
                 .node
                 .gateway()
-                .read(|state| state.channels(Kind::Queue).map(|channel| channel.waiting()).sum())
+                .read(|state| {
+                    state.channels(Kind::Queue).map(|channel| channel.waiting() + channel.totals().delayed).sum()
+                })
                 .await
         });
         left.await.and_then(Result::ok).ok_or_else(|| "the state cannot be read".to_owned())

@@ -18,23 +18,21 @@ use futures_util::future::BoxFuture;
 use kubemq_broker::Limits;
 use kubemq_proto::validate::QueueLimits;
 use kubemq_raft::network::{Call, Channel, Frame, Replies};
-use kubemq_raft::{Member, PeerError, Status};
+use kubemq_raft::{Member, PeerError};
 use kubemq_runtime::{OnFailure, Random, Runtime};
-use kubemq_server::node::{Doors, Node, Options};
+use kubemq_server::node::{Doors, Formation, Node, Options};
 use kubemq_storage::index::{IndexWriter, MemoryIndex, Opening};
 use parking_lot::Mutex;
 
-use crate::cluster::{Boot, Cluster, Program};
+use crate::cluster::{Boot, Cluster, Program, SETTLING};
 use crate::faults::{settle, torment};
 use crate::network::{Endpoint, address};
 use crate::openraft_runtime::SimRuntime;
 use crate::oracle::{ChannelNumber, Leadership, Oracle};
 use crate::run::{Asked, Ended, Plant};
-use crate::world::{Failure, Simulation};
+use crate::world::Simulation;
 
 const NODES: usize = 3;
-/// How long the cluster may take to agree after the faults have ended.
-const SETTLING: Duration = Duration::from_secs(60);
 /// How long a leader that was replaced may still hand out messages: its lease, and what a step takes.
 const DEPOSED_MAY_HAND_OUT: u64 = 2_000_000_000;
 
@@ -95,7 +93,7 @@ impl Program for Nodes {
     fn boot(&self, boot: Boot) -> BoxFuture<'static, Result<Running, String>> {
         let sizes = self.sizes;
         Box::pin(async move {
-            let Boot { node, runtime, disk, peers, .. } = boot;
+            let Boot { node, runtime, disk, peers, joins, .. } = boot;
             let member = |node| (node as u64, Member { address: address(node) });
             let mut raft = kubemq_raft::Options::new(node as u64);
             raft.snapshot_bytes = sizes.snapshot;
@@ -109,7 +107,11 @@ impl Program for Nodes {
             let options = Options {
                 data: PathBuf::from("data"),
                 id: Some(node as u64),
-                members: (1..=NODES).map(member).collect::<BTreeMap<_, _>>(),
+                formation: if joins {
+                    Formation::Join
+                } else {
+                    Formation::Together((1..=NODES).map(member).collect::<BTreeMap<_, _>>())
+                },
                 log,
                 raft,
                 queue: QueueLimits::default(),
@@ -127,17 +129,12 @@ impl Program for Nodes {
         Arc::new(Peer(running.node.raft().clone()))
     }
 
-    fn status(running: &Running) -> Status {
-        running.node.raft().status()
+    fn raft(running: &Running) -> &kubemq_raft::Node {
+        running.node.raft()
     }
 
     fn synced(running: &Running) -> u64 {
         running.node.log().state().synced_index
-    }
-
-    fn hand_over(running: Running, to: usize) -> BoxFuture<'static, ()> {
-        // It may be refused: then nothing happens, which is a legal outcome.
-        Box::pin(async move { drop(running.node.raft().transfer_leader(to as u64).await) })
     }
 
     fn stopped(running: &Running) -> BoxFuture<'static, String> {
@@ -197,7 +194,7 @@ impl Scene {
 #[must_use]
 pub fn run(asked: &Asked) -> Ended {
     let plan = asked.plan();
-    let longest = Duration::from_secs(asked.seconds) + 6 * SETTLING;
+    let longest = Duration::from_secs(asked.seconds) + 8 * SETTLING;
     let mut simulation = Simulation::new(asked.seed, plan.order, longest, asked.trace);
     let world = simulation.world();
     let sizes = Sizes::draw(&world.random("sizes"));
@@ -228,20 +225,10 @@ pub fn run(asked: &Asked) -> Ended {
             client.await.ok();
         }
         settle(cluster);
+        cluster.changed().await?;
         root.check_end(seconds).await
     });
-    let failure = match ended {
-        Ok(Ok(())) => None,
-        Ok(Err(reason)) => Some(Failure { seed: asked.seed, at: world.now(), reason }),
-        Err(failure) => Some(failure),
-    };
     let tally = scene.oracle.lock().tally;
-    Ended {
-        hash: world.hash(),
-        trace: simulation.take_trace(),
-        simulated: world.now(),
-        polls: world.polls(),
-        tally: format!("{tally:?}, {} lives ended, {sizes:?}", scene.cluster.ended()),
-        failure,
-    }
+    let tally = format!("{tally:?}, {} lives ended, {sizes:?}", scene.cluster.ended());
+    scene.cluster.conclude(simulation, ended, tally)
 }
