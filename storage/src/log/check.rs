@@ -76,7 +76,10 @@ async fn check_segment(
         Beginning::Header(header) => header,
         beginning => {
             let behind = scan::look_behind(&mut window, number, HEADER as u64, 0).await?;
-            let blank = matches!(beginning, Beginning::Zero) && !behind.dirty;
+            let blank = match beginning {
+                Beginning::Zero => !behind.dirty,
+                _ => matches!(beginning, Beginning::Other) && behind.group.is_none(),
+            };
             if !blank {
                 let (what, torn) = ("the header of the segment is not valid".to_owned(), behind.group.is_none());
                 report.findings.push(Finding { path, offset: 0, what, torn });
@@ -102,7 +105,7 @@ async fn check_segment(
     match scanned {
         Ok(scanned) => {
             report.bytes += scanned.end;
-            if scanned.dirty && !sealed {
+            if scanned.dirty && !sealed && !header.reused {
                 let what = "bytes behind the last valid write group".to_owned();
                 report.findings.push(Finding { path, offset: scanned.end, what, torn: true });
             }

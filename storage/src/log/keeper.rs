@@ -1,9 +1,15 @@
 //! The task that makes and removes files, so that the writer does not wait for it: it reserves the next
 //! segment ahead of need, removes segments, and writes bodies that a snapshot brings.
+//!
+//! The files of removed segments are kept for a while to be written again: on room that was written before, a
+//! sync has no metadata to write, and the kernel finds the pages in its cache. Only a file that nobody reads any
+//! more is written again, and nothing that it held is ever taken for a part of the new segment: every group and
+//! header names its segment.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use kubemq_runtime::sync::oneshot;
@@ -27,6 +33,11 @@ pub(crate) enum KeeperJob {
     Insert { bodies: Vec<Body>, reply: oneshot::Sender<Result<(), Error>> },
 }
 
+/// Freed files that are kept, at most.
+const FREE_FILES: usize = 8;
+/// How long they are kept when nothing happens.
+const FREE_FOR: Duration = Duration::from_secs(60);
+
 /// A reserved file, durable under its name.
 pub(crate) struct Spare {
     pub(crate) number: u64,
@@ -34,6 +45,8 @@ pub(crate) struct Spare {
     pub(crate) path: PathBuf,
     /// Bytes for groups.
     pub(crate) len: u64,
+    /// The file was another segment before.
+    pub(crate) reused: bool,
 }
 
 /// The body segment that is being written.
@@ -49,16 +62,28 @@ struct Open {
 pub(crate) struct Keeper {
     shared: Arc<Shared>,
     open: Option<Open>,
+    /// Files of removed segments, to be written again.
+    free: Vec<PathBuf>,
 }
 
 impl Keeper {
     pub(crate) const fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, open: None }
+        Self { shared, open: None, free: Vec::new() }
     }
 
     /// Works until the queue is closed.
     pub(crate) async fn run(mut self) {
-        while let Some(job) = self.shared.keeper.pop().await {
+        loop {
+            let next = self.shared.keeper.pop();
+            let job = if self.free.is_empty() {
+                next.await
+            } else if let Ok(job) = self.shared.clock.timeout(FREE_FOR, next).await {
+                job
+            } else {
+                self.remove_free().await;
+                continue;
+            };
+            let Some(job) = job else { return self.remove_free().await };
             // Whoever asked may be gone; the work was wanted all the same.
             match job {
                 KeeperJob::Reserve { reply } => drop(reply.send(self.reserve().await)),
@@ -75,19 +100,26 @@ impl Keeper {
         }
     }
 
-    async fn reserve(&self) -> Result<Spare, Error> {
+    async fn reserve(&mut self) -> Result<Spare, Error> {
         let shared = &self.shared;
         let number = shared.new_number();
         let path = segment::path(&shared.dir, number);
-        let file = shared.disk.create(&path).await?;
-        let len = shared.options.segment_bytes;
+        let (len, free) = (shared.options.segment_bytes, self.free.pop());
+        let reused = free.is_some();
+        let file = match free {
+            Some(free) => {
+                shared.disk.rename(&free, &path).await?;
+                shared.disk.open(&path).await?
+            }
+            None => shared.disk.create(&path).await?,
+        };
         let reserved = async {
             file.allocate(len + FOOTER_ROOM).await?;
             file.sync_data().await?;
             shared.disk.sync_dir(&shared.dir).await
         };
         match reserved.await {
-            Ok(()) => Ok(Spare { number, file, path, len }),
+            Ok(()) => Ok(Spare { number, file, path, len, reused }),
             Err(error) => {
                 // An empty file in the way of nothing; the next open removes it, too.
                 if let Err(error) = shared.disk.remove(&path).await {
@@ -109,12 +141,28 @@ impl Keeper {
                 index.remove_segment(number);
                 segment
             };
-            // Readers that still hold the file go on reading it.
-            if let Some(segment) = segment {
+            let Some(segment) = segment else { continue };
+            // Readers that still hold the file go on reading it: then it is not written again.
+            let whole = segment.purpose == Purpose::Log
+                && segment.file.len().await? == self.shared.options.segment_bytes + FOOTER_ROOM;
+            if whole && self.free.len() < FREE_FILES && Arc::strong_count(&segment.file) == 1 {
+                let free = segment::free_path(&self.shared.dir, number);
+                self.shared.disk.rename(&segment.path, &free).await?;
+                self.free.push(free);
+            } else {
                 self.shared.disk.remove(&segment.path).await?;
             }
         }
         self.shared.disk.sync_dir(&self.shared.dir).await
+    }
+
+    /// Gives the room of freed files back. What fails here is removed by the next open.
+    async fn remove_free(&mut self) {
+        for path in std::mem::take(&mut self.free) {
+            if let Err(error) = self.shared.disk.remove(&path).await {
+                tracing::warn!(error = %kubemq_runtime::chain(&error), "could not remove a freed segment");
+            }
+        }
     }
 
     async fn insert(&mut self, mut bodies: Vec<Body>) -> Result<(), Error> {
@@ -148,7 +196,7 @@ impl Keeper {
         let number = shared.new_number();
         let path = segment::path(&shared.dir, number);
         let file = shared.disk.create(&path).await?;
-        let header = Header { purpose: Purpose::Bodies, number, previous: 0, first_sequence: 1 };
+        let header = Header { purpose: Purpose::Bodies, number, previous: 0, first_sequence: 1, reused: false };
         file.write_at(0, &[header.encode()]).await?;
         // A name that leads to a torn header would look like a damaged segment of the log.
         file.sync_data().await?;

@@ -43,7 +43,18 @@ pub(crate) struct Active {
     pub(crate) offset: u64,
     /// Bytes reserved.
     pub(crate) len: u64,
+    /// The file was another segment before.
+    pub(crate) reused: bool,
     pub(crate) sampler: Sampler,
+}
+
+/// What lies behind the last group of a segment.
+#[derive(Clone, Copy)]
+struct Rest {
+    /// It is to go: it was written and never answered for.
+    cut: bool,
+    /// It is a trailer.
+    sealed: bool,
 }
 
 struct Found {
@@ -86,7 +97,7 @@ struct Recovery<'a> {
     newest: u64,
     sequence: u64,
     next_number: u64,
-    /// Reserved files, and segments whose first write was torn.
+    /// Reserved and freed files, and segments whose first write was torn.
     unusable: Vec<PathBuf>,
     /// Segments whose predecessor is gone, and the last entry before them.
     holes: Vec<(PathBuf, Option<LogId>)>,
@@ -95,8 +106,9 @@ struct Recovery<'a> {
 impl Recovery<'_> {
     /// Opens the segments, in order, and sorts out those that were never written.
     async fn find(&mut self, note: Option<Note>) -> Result<Vec<Found>, Error> {
-        let mut numbers: Vec<u64> =
-            self.disk.list(self.dir).await?.iter().filter_map(|name| segment::number(name)).collect();
+        let names = self.disk.list(self.dir).await?;
+        self.unusable = names.iter().filter(|name| segment::is_free(name)).map(|name| self.dir.join(name)).collect();
+        let mut numbers: Vec<u64> = names.iter().filter_map(|name| segment::number(name)).collect();
         numbers.sort_unstable();
         let mut found: Vec<Found> = Vec::new();
         // Newest first: whether a bad beginning is a torn write depends on what was written later.
@@ -124,10 +136,11 @@ impl Recovery<'_> {
                         found.push(Found { number, path, file, header });
                     }
                 }
-                Beginning::Zero | Beginning::Bad => {
+                beginning => {
+                    let reused = matches!(beginning, Beginning::Other);
                     let mut window = Window::open(&file, &path).await?;
                     let behind = scan::look_behind(&mut window, number, HEADER as u64, 0).await?;
-                    if behind.group.is_some() || (later_log && behind.dirty) {
+                    if behind.group.is_some() || (later_log && behind.dirty && !reused) {
                         let what = "the header of a segment is damaged".to_owned();
                         return Err(Error::Damaged { path, offset: 0, what });
                     }
@@ -245,21 +258,24 @@ impl Recovery<'_> {
         }
         self.sequence = scan.sequence;
         // A segment whose footer was written takes nothing more.
-        self.make_durable(found, &scan, len, sealed).await?;
+        let cut = scan.dirty && !sealed && (note.is_some() || !found.header.reused);
+        self.make_durable(found, &scan, len, Rest { cut, sealed }).await?;
         self.insert(found, sampler.range, end, sealed);
         if !sealed {
             let (file, path) = (Arc::clone(&found.file), found.path.clone());
             let len = len.saturating_sub(FOOTER_ROOM).max(end);
-            self.active = Some(Active { number, file, path, offset: end, len, sampler });
+            let reused = found.header.reused;
+            self.active = Some(Active { number, file, path, offset: end, len, reused, sampler });
         }
         Ok(())
     }
 
     /// Cuts what was torn and writes the last group again: a crash may have come before its sync, and after
     /// a failed sync the page cache may show what never reached the disk.
-    async fn make_durable(&self, found: &Found, scan: &Scan, len: u64, sealed: bool) -> Result<(), Error> {
+    async fn make_durable(&self, found: &Found, scan: &Scan, len: u64, rest: Rest) -> Result<(), Error> {
+        let Rest { cut, sealed } = rest;
         let file = &found.file;
-        if scan.dirty && !sealed {
+        if cut {
             tracing::warn!(path = %found.path.display(), offset = scan.end, "cut a write that a crash tore");
             file.set_len(scan.end).await?;
             file.allocate(len).await?;
@@ -294,7 +310,7 @@ impl Recovery<'_> {
         })
         .await?;
         // What was caught before its sync is offered from now on, so it must stay.
-        self.make_durable(found, &scan, len, false).await?;
+        self.make_durable(found, &scan, len, Rest { cut: scan.dirty, sealed: false }).await?;
         self.index.bodies.extend(ranges.ranges);
         self.insert(found, range, scan.end, true);
         Ok(())

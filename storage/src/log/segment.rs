@@ -25,6 +25,7 @@ pub(crate) const FOOTER_ROOM: u64 = 64 << 10;
 const HEADER_MAGIC: &[u8; 8] = b"kmq-log\n";
 const TRAILER_MAGIC: &[u8; 8] = b"kmq-end\n";
 const EXTENSION: &str = "seg";
+const FREE_EXTENSION: &str = "free";
 
 /// What a segment holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,6 +45,8 @@ pub(crate) struct Header {
     pub(crate) previous: u64,
     /// The sequence of its first group.
     pub(crate) first_sequence: u64,
+    /// The file was another segment before: behind the groups of this one lies what that one held.
+    pub(crate) reused: bool,
 }
 
 /// What the first bytes of a file are.
@@ -51,6 +54,8 @@ pub(crate) enum Beginning {
     Header(Header),
     /// Reserved and not written yet.
     Zero,
+    /// That of the segment that the file was before: reserved and not written since.
+    Other,
     Bad,
 }
 
@@ -66,6 +71,7 @@ impl Header {
         out.put_u64_le(self.number);
         out.put_u64_le(self.previous);
         out.put_u64_le(self.first_sequence);
+        out.put_u8(u8::from(self.reused));
         out.put_bytes(0, HEADER - 4 - out.len());
         let checksum = crc32c::crc32c(&out);
         out.put_u32_le(checksum);
@@ -94,15 +100,25 @@ impl Header {
             number: header.get_u64_le(),
             previous: header.get_u64_le(),
             first_sequence: header.get_u64_le(),
+            reused: header.get_u8() != 0,
         };
-        // A file under another name is not this segment.
-        Ok(if decoded.number == number { Beginning::Header(decoded) } else { Beginning::Bad })
+        Ok(if decoded.number == number { Beginning::Header(decoded) } else { Beginning::Other })
     }
 }
 
 /// Returns the path of segment `number` in `dir`.
 pub(crate) fn path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:012}.{EXTENSION}"))
+}
+
+/// Returns the path in `dir` of the file that was segment `number` and may be written again.
+pub(crate) fn free_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:012}.{FREE_EXTENSION}"))
+}
+
+/// Returns whether a file of that name was a segment and may be written again.
+pub(crate) fn is_free(name: &str) -> bool {
+    name.strip_suffix(FREE_EXTENSION).is_some_and(|rest| rest.ends_with('.'))
 }
 
 /// Returns the number in the name of a segment's file.
@@ -227,13 +243,14 @@ mod tests {
 
     #[test]
     fn a_header_says_what_it_is() {
-        let header = Header { purpose: Purpose::Bodies, number: 3, previous: 2, first_sequence: 9 };
+        let header = Header { purpose: Purpose::Bodies, number: 3, previous: 2, first_sequence: 9, reused: true };
         let path = Path::new("3.seg");
         let bytes = header.encode();
         assert_eq!(bytes.len(), HEADER);
         assert!(matches!(Header::decode(&bytes, 3, path), Ok(Beginning::Header(read)) if read == header));
-        assert!(matches!(Header::decode(&bytes, 4, path), Ok(Beginning::Bad)));
+        assert!(matches!(Header::decode(&bytes, 4, path), Ok(Beginning::Other)));
         assert!(matches!(Header::decode(&[0; HEADER], 3, path), Ok(Beginning::Zero)));
+        assert!(matches!(Header::decode(&[7; HEADER], 3, path), Ok(Beginning::Bad)));
         let mut newer = bytes.to_vec();
         newer[8] = 2;
         let checksum = crc32c::crc32c(&newer[..HEADER - 4]);

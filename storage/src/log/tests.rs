@@ -252,6 +252,15 @@ impl Bench {
     }
 }
 
+/// Purges the log up to `last` and removes every segment that may go.
+pub(super) fn free_all(bench: &Bench, last: u64) {
+    bench.log.applied(last);
+    bench.run(bench.log.purge(id(1, last))).unwrap();
+    let segments = bench.log.segments();
+    let sealed = segments.iter().filter(|info| info.sealed && info.last.is_none_or(|it| it <= last));
+    bench.run(bench.log.remove_segments(sealed.map(|info| info.number).collect())).unwrap();
+}
+
 pub(super) fn open(disk: Arc<dyn Disk>, options: Options) -> Result<(World, Log), Error> {
     let world = World::default();
     let runtime = world.runtime();

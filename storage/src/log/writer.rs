@@ -30,6 +30,9 @@ use crate::Error;
 /// How long nothing may be written before the writer notes that everything is synced.
 const IDLE: Duration = Duration::from_millis(100);
 
+/// What the end of a page is filled with.
+static PAGE: [u8; 4096] = [0; 4096];
+
 pub(crate) struct Writer {
     shared: Arc<Shared>,
     /// What the frames up to the last group say.
@@ -230,6 +233,7 @@ impl Writer {
         if active.offset == HEADER as u64 {
             // Header and first group are one write: one is never there without the other.
             let header = Header {
+                reused: active.reused,
                 purpose: Purpose::Log,
                 number: active.number,
                 previous: self.newest,
@@ -241,6 +245,11 @@ impl Writer {
         group.pieces[0] = first;
         group.pieces.push(group.small.split().freeze());
         group.bytes = group.pieces.iter().map(|piece| piece.len() as u64).sum();
+        if active.reused {
+            // Whole pages are written without reading what they held before.
+            let end = offset + group.bytes;
+            group.pieces.push(Bytes::from_static(&PAGE).slice(..to_page_end(end)));
+        }
         active.file.write_at(offset, &group.pieces).await?;
         let started = self.shared.clock.now();
         active.file.sync_data().await?;
@@ -332,7 +341,7 @@ impl Writer {
     /// Ends the active segment with its footer.
     async fn seal(&mut self) -> Result<(), Error> {
         let Some(active) = self.active.take() else { return Ok(()) };
-        let Active { number, file, offset, sampler, path, len } = active;
+        let Active { number, file, offset, sampler, path, len, reused } = active;
         let Sampler { samples, range, dead_from, .. } = sampler;
         let footer = Footer { range, dead_from, samples, state: self.state.clone() };
         let mut group = Gathered::new();
@@ -348,7 +357,8 @@ impl Writer {
         group.pieces.push(group.small.split().freeze());
         let end = offset + GROUP_HEAD as u64 + group.length;
         // Kept for the note, should the disk fail here.
-        self.active = Some(Active { number, file: Arc::clone(&file), path, offset, len, sampler: Sampler::default() });
+        let sampler = Sampler::default();
+        self.active = Some(Active { number, file: Arc::clone(&file), path, offset, len, reused, sampler });
         file.write_at(offset, &group.pieces).await?;
         let trailer = segment::trailer(number, offset);
         file.write_at(segment::trailer_at(file.len().await?, end), &[trailer]).await?;
@@ -373,9 +383,9 @@ impl Writer {
             // Room may have been made since.
             spare = self.take_spare().await;
         }
-        let Spare { number, file, path, len } = spare?;
+        let Spare { number, file, path, len, reused } = spare?;
         let sampler = Sampler::default();
-        self.active = Some(Active { number, file, path, offset: HEADER as u64, len, sampler });
+        self.active = Some(Active { number, file, path, offset: HEADER as u64, len, reused, sampler });
         self.order_spare();
         Ok(())
     }
@@ -418,6 +428,11 @@ impl Writer {
         self.refuse(&error);
         self.shared.tasks.fail("log-writer");
     }
+}
+
+/// Returns how many bytes are missing from `offset` to the end of a page.
+fn to_page_end(offset: u64) -> usize {
+    usize::try_from(offset.next_multiple_of(PAGE.len() as u64) - offset).unwrap_or(0)
 }
 
 /// Why the writer goes on.

@@ -1,5 +1,7 @@
 //! Segments: how they follow each other, what is removed, and what snapshots bring.
 
+use std::time::Duration;
+
 use super::*;
 
 #[test]
@@ -73,8 +75,46 @@ fn a_drained_log_has_two_files() {
     let sealed: Vec<u64> =
         bench.log.segments().iter().filter(|segment| segment.sealed).map(|segment| segment.number).collect();
     bench.run(bench.log.remove_segments(sealed)).unwrap();
+    bench.run(bench.world.runtime().clock.sleep(Duration::from_secs(61)));
     let names = bench.run(Disk::list(&bench.disk, &dir())).unwrap();
     assert!(names.len() <= 2, "{names:?}");
+}
+
+#[test]
+fn files_of_removed_segments_are_written_again_and_forgotten_by_a_restart() {
+    let bench = Bench::new(small());
+    bench.run(bench.log.append_synced(entries(1, 1..60, 200))).unwrap();
+    free_all(&bench, 59);
+    let free = |disk: &MemoryDisk, world: &World| {
+        let names = world.run(Disk::list(disk, &dir())).unwrap();
+        names.iter().filter(|name| segment::is_free(name)).count()
+    };
+    let freed = free(&bench.disk, &bench.world);
+    assert!(freed > 3, "{freed}");
+    bench.run(bench.log.append_synced(entries(1, 60..80, 200))).unwrap();
+    bench.world.settle();
+    let left = free(&bench.disk, &bench.world);
+    assert!(left + 2 <= freed, "{left} of {freed} are left");
+    let lost: Vec<_> = (0..20).map(|seed| bench.disk.power_loss(&Random::from_seed(seed))).collect();
+    for disk in std::iter::once(bench.disk.process_crash()).chain(lost) {
+        let bench = Bench::on(disk, small());
+        assert_eq!(bench.run(bench.log.all()).unwrap(), entries(1, 60..80, 200));
+        assert_eq!(free(&bench.disk, &bench.world), 0);
+        bench.run(bench.log.append_synced(entries(1, 80..90, 200))).unwrap();
+        let bench = bench.restart(small());
+        assert_eq!(bench.run(bench.log.all()).unwrap(), entries(1, 60..90, 200));
+    }
+}
+
+#[test]
+fn a_file_that_somebody_reads_is_not_written_again() {
+    let bench = Bench::new(small());
+    bench.run(bench.log.append_synced(entries(1, 1..60, 200))).unwrap();
+    let files: Vec<_> = bench.log.0.shared.index.lock().segments.values().map(|segment| segment.file.clone()).collect();
+    free_all(&bench, 59);
+    let names = bench.run(Disk::list(&bench.disk, &dir())).unwrap();
+    assert!(!names.iter().any(|name| segment::is_free(name)), "{names:?}");
+    drop(files);
 }
 
 fn bodies(range: std::ops::Range<u64>) -> Vec<Body> {
