@@ -82,7 +82,7 @@ pub struct Load {
     pub connections: usize,
     /// Messages per request.
     pub batch: u64,
-    /// Messages per Get; a quarter of a channel's share of what is in flight when nothing is said.
+    /// Messages per Get; half of a channel's share of what is in flight when nothing is said.
     pub items: Option<u32>,
     /// How long to measure.
     pub duration: Duration,
@@ -288,7 +288,7 @@ impl Running {
         channels: Vec<String>,
     ) {
         // Less than a channel's share, so that the other messages are on their way while a Get is answered.
-        let share = load.in_flight / load.channels as u64 / 4;
+        let share = load.in_flight / load.channels as u64 / 2;
         let items = load.items.map_or(share.clamp(1, 1024), u64::from);
         for channel in channels {
             let asking =
