@@ -2,7 +2,7 @@
 //!
 //! A node is built in [`node`]; what a process adds to it, ports, signals and the data directory, is in [`serve`].
 //! Clients come in through [`grpc`], operators through [`admin`], and everything they ask for goes through the
-//! [`gateway`].
+//! [`gateway`]; what is not stored goes on from there to [`live`].
 
 pub mod admin;
 pub mod cli;
@@ -12,6 +12,7 @@ mod desk;
 pub mod gateway;
 pub mod grpc;
 mod index_feed;
+pub mod live;
 pub mod metrics;
 pub mod node;
 mod replica;

@@ -4,6 +4,7 @@
 //! asks, so a message costs nothing here. Only what nobody else knows is counted in this file. There is no
 //! global registry: [`Metrics`] hangs on its node.
 
+mod live;
 mod process;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use kubemq_storage::log::Stats as LogStats;
 use prometheus::TextEncoder;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
+use self::live::LiveNumbers;
 use crate::node::Node;
 
 /// Channels that are listed by name; the others are summed up under one name, or a scrape would grow with them.
@@ -59,6 +61,7 @@ struct ChannelNumbers {
 #[derive(Clone, Debug, Default)]
 struct Numbers {
     queues: BTreeMap<String, ChannelNumbers>,
+    live: LiveNumbers,
     channels: u64,
     timers: u64,
     index_memory: u64,
@@ -92,6 +95,7 @@ impl Metrics {
         let read = move || {
             let mut numbers = Numbers::default();
             gateway.with_core(|core| numbers.read_state(&core.state));
+            numbers.live = LiveNumbers::read(gateway.live());
             numbers.in_flight = as_u64(gateway.in_flight());
             numbers.log = log.stats();
             let segments = log.segments();
@@ -148,6 +152,7 @@ impl Numbers {
 
     fn families(&self, host: &str) -> Vec<MetricFamily> {
         let mut families = self.message_families(host);
+        self.live.add_to(&mut families, host);
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         families.push(gauge("kubemq_build_info", "version of the program", &version, 1));
         families.extend([

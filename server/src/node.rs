@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use crate::desk::{Core, release_when_due};
 use crate::gateway::{Gateway, Outbox, Parts};
 use crate::index_feed::IndexFeed;
+use crate::live::{self, Live};
 use crate::replica::Replica;
 
 /// How long a stopping node waits for what was submitted to be committed.
@@ -45,6 +46,8 @@ pub struct Options {
     pub raft: kubemq_raft::Options,
     /// Limits that requests are checked against.
     pub queue: QueueLimits,
+    /// Bounds of what is not stored.
+    pub live: live::Limits,
     /// Limits of the replicated state.
     pub state: Limits,
 }
@@ -142,6 +145,7 @@ impl Node {
             log: log.clone(),
             core,
             outbox,
+            live: Live::new(&runtime, options.live),
             limits: options.queue,
             node: id,
         });
@@ -233,6 +237,7 @@ mod tests {
             log: kubemq_storage::log::Options::default(),
             raft: kubemq_raft::Options::new(0),
             queue: QueueLimits::default(),
+            live: live::Limits::default(),
             state: Limits::default(),
         }
     }

@@ -219,7 +219,7 @@ impl Client {
         let (requests, receiver) = mpsc::channel(64);
         let mut api = self.api.clone();
         let responses = Box::pin(api.stream_queue_message(ReceiverStream::new(receiver))).await?.into_inner();
-        Ok(Duplex { requests: Some(requests), responses })
+        Ok(Duplex::new(requests, responses))
     }
 
     /// Opens a `QueuesUpstream` stream.
@@ -240,7 +240,7 @@ impl Client {
         let (requests, receiver) = mpsc::channel(64);
         let mut api = self.api.clone();
         let responses = Box::pin(api.queues_upstream(ReceiverStream::new(receiver))).await?.into_inner();
-        Ok(Duplex { requests: Some(requests), responses })
+        Ok(Duplex::new(requests, responses))
     }
 
     /// Opens a `QueuesDownstream` stream.
@@ -261,7 +261,7 @@ impl Client {
         let (requests, receiver) = mpsc::channel(64);
         let mut api = self.api.clone();
         let responses = Box::pin(api.queues_downstream(ReceiverStream::new(receiver))).await?.into_inner();
-        Ok(Duplex { requests: Some(requests), responses })
+        Ok(Duplex::new(requests, responses))
     }
 }
 
@@ -285,6 +285,10 @@ pub type Upstream = Duplex<QueuesUpstreamRequest, QueuesUpstreamResponse>;
 pub type Downstream = Duplex<QueuesDownstreamRequest, QueuesDownstreamResponse>;
 
 impl<Q, A> Duplex<Q, A> {
+    pub(crate) fn new(requests: mpsc::Sender<Q>, responses: Streaming<A>) -> Self {
+        Self { requests: Some(requests), responses }
+    }
+
     /// Sends `request`.
     ///
     /// # Panics

@@ -12,6 +12,14 @@ pub fn sentence(number: u16) -> &'static str {
     match number {
         101 => "Error 101: invalid clientID value, cannot be empty",
         102 => "Error 102: invalid channel value, cannot be empty",
+        107 => "Error 107: invalid channel value, no wildcards are allowed",
+        108 => "Error 108: invalid channel value, no white spaces are allowed",
+        109 => "Error 109: invalid set timeout value, cannot be 0 or negative",
+        115 => "Error 115: invalid request, cannot be empty",
+        116 => "Error 116: invalid cache ttl value, cannot be 0 or negative",
+        117 => "Error 117: invalid request id, cannot be empty",
+        118 => "Error 118: event store parameters were set but subscribe type is not event store",
+        119 => "Error 119: invalid channel value, cannot end with `.`",
         120 => {
             "Error 120: invalid queue name value, cannot be empty, contains wildcards ,white spaces and end with dot"
         }
@@ -36,6 +44,8 @@ pub fn sentence(number: u16) -> &'static str {
         137 => "Error 137: no active message to reject",
         138 => "Error 138: no new message in queue, wait time expired",
         206 => "Error 206: invalid request type",
+        207 => "Error 207: invalid subscribe type",
+        301 => "Error 301: timeout for request message",
         _ => panic!("the tests know no error {number}"),
     }
 }

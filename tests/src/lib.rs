@@ -17,6 +17,7 @@ pub mod client;
 pub mod errors;
 pub mod history;
 pub mod http;
+pub mod live;
 pub mod process;
 pub mod raw;
 pub mod wait;

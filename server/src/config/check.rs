@@ -9,6 +9,7 @@ use kubemq_proto::validate::QueueLimits;
 use super::keys::{self, KEYS, Key, Value};
 use super::load::{Origin, Problem, Raw};
 use super::{Api, Config, Grpc, Invalid, LogFormat, Logging, Memory, Setting};
+use crate::live;
 
 /// Returns the configuration that `raw` means. `machine` is the name of the machine.
 pub(super) fn check(raw: Raw, machine: &str) -> Result<Config, Invalid> {
@@ -70,6 +71,7 @@ impl Checked {
             api: Api { address: self.address(&keys::API_BIND, &keys::API_PORT) },
             log: Logging { level: self.text(&keys::LOG_LEVEL), format },
             queue: self.queue(),
+            live: self.live(),
             memory: Memory { tail_cache_bytes: self.number(&keys::TAIL_CACHE), index_bytes: self.number(&keys::INDEX) },
             grace: Duration::from_secs(self.number(&keys::GRACE)),
             warnings,
@@ -91,6 +93,16 @@ impl Checked {
             default_visibility_seconds: number(&keys::QUEUE_DEFAULT_VISIBILITY),
             max_message_bytes: self.size(&keys::GRPC_BODY),
             ..QueueLimits::default()
+        }
+    }
+
+    fn live(&self) -> live::Limits {
+        live::Limits {
+            subscriber_bytes: self.size(&keys::SUBSCRIBER),
+            subscribers_bytes: self.size(&keys::SUBSCRIBERS),
+            pending_requests: self.size(&keys::PENDING_REQUESTS),
+            cache_bytes: self.size(&keys::QUERY_CACHE),
+            cache_life: Duration::from_secs(self.number(&keys::QUERY_CACHE_LIFE)),
         }
     }
 
@@ -147,6 +159,7 @@ mod tests {
         assert_eq!(config.api.address.to_string(), "0.0.0.0:8080");
         assert_eq!(config.grpc.body_limit, 104_857_600);
         assert_eq!(config.queue, QueueLimits::default());
+        assert_eq!(config.live, live::Limits::default());
         assert_eq!(config.log, Logging { level: "info".to_owned(), format: LogFormat::Auto });
         assert_eq!(config.grace, Duration::from_secs(10));
         assert!(config.settings.iter().all(|setting| setting.origin == Origin::Default));

@@ -300,6 +300,65 @@ pub static INDEX: Key = Key {
     since: "0.1",
 };
 
+/// Bytes that wait for one subscriber.
+pub static SUBSCRIBER: Key = Key {
+    name: "limits.subscriber",
+    aliases: &[],
+    env: &["LIMITS_SUBSCRIBER"],
+    kind: Kind::Bytes { min: 64 * KIB, max: 64 * GIB },
+    default: "64MiB",
+    doc: "Memory for what waits for one subscriber to events, commands or queries, each message counted with 128 \
+          bytes more. What does not fit is dropped for this subscriber alone.",
+    since: "0.1",
+};
+
+/// Bytes that wait for all subscribers.
+pub static SUBSCRIBERS: Key = Key {
+    name: "limits.subscribers",
+    aliases: &[],
+    env: &["LIMITS_SUBSCRIBERS"],
+    kind: Kind::Bytes { min: MIB, max: 1024 * GIB },
+    default: "512MiB",
+    doc: "Memory for what waits for all subscribers of this node together. Beyond it whatever would have to wait is \
+          dropped.",
+    since: "0.1",
+};
+
+/// Requests that wait for their answer.
+pub static PENDING_REQUESTS: Key = Key {
+    name: "limits.pendingRequests",
+    aliases: &[],
+    env: &["LIMITS_PENDING_REQUESTS"],
+    kind: Kind::Number { min: 1, max: 16 * 1024 * 1024, unit: "requests" },
+    default: "65536",
+    doc: "Commands and queries that may wait for their answer at a time. Beyond it they are refused.",
+    since: "0.1",
+};
+
+/// Bytes of kept answers.
+pub static QUERY_CACHE: Key = Key {
+    name: "queries.cacheSize",
+    aliases: &[],
+    env: &["QUERIES_CACHE_SIZE"],
+    kind: Kind::Bytes { min: 0, max: 64 * GIB },
+    default: "64MiB",
+    doc: "Memory for answers to queries that name a cache key; those that were used last stay. 0: every query is \
+          answered by a responder.",
+    since: "0.1",
+};
+
+/// The longest life of a kept answer.
+pub static QUERY_CACHE_LIFE: Key = Key {
+    name: "queries.cacheMaxSeconds",
+    aliases: &[],
+    env: &["QUERIES_CACHE_MAX_SECONDS"],
+    kind: Kind::Number { min: 1, max: I32, unit: "seconds" },
+    default: "86400",
+    doc: "The longest time that an answer is kept, whatever its query asks for: some clients give milliseconds \
+          where seconds are meant.",
+    since: "0.1",
+};
+
 /// How long stopping may take.
 pub static GRACE: Key = Key {
     name: "shutdown.graceSeconds",
@@ -334,6 +393,11 @@ pub static KEYS: &[&Key] = &[
     &QUEUE_DEFAULT_VISIBILITY,
     &TAIL_CACHE,
     &INDEX,
+    &SUBSCRIBER,
+    &SUBSCRIBERS,
+    &PENDING_REQUESTS,
+    &QUERY_CACHE,
+    &QUERY_CACHE_LIFE,
     &GRACE,
 ];
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use kubemq_proto::validate::QueueLimits;
 
 use self::keys::{Key, Value};
+use crate::live;
 
 mod check;
 pub mod keys;
@@ -40,6 +41,8 @@ pub struct Config {
     pub log: Logging,
     /// Bounds and defaults of queue calls.
     pub queue: QueueLimits,
+    /// Bounds of events, commands and queries.
+    pub live: live::Limits,
     /// Bounds of memory.
     pub memory: Memory,
     /// How long stopping may take altogether.

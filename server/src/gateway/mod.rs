@@ -7,11 +7,13 @@
 //! Start reading in [`take`], then [`held`].
 
 pub mod downstream;
+pub mod events;
 mod held;
 mod management;
 mod outbox;
 pub mod queue_stream;
 mod receive;
+mod requests;
 mod send;
 pub mod stream;
 mod take;
@@ -31,6 +33,7 @@ use kubemq_storage::log::Log;
 use parking_lot::Mutex;
 
 use crate::desk::Core;
+use crate::live::Live;
 use crate::metrics::Latency;
 
 pub use held::{Delivery, Held};
@@ -70,6 +73,7 @@ struct Inner {
     core: Arc<Mutex<Core>>,
     outbox: Arc<Outbox>,
     leading: watch::Sender<bool>,
+    live: Live,
     limits: QueueLimits,
     node: u64,
 }
@@ -77,8 +81,8 @@ struct Inner {
 impl Gateway {
     pub(crate) fn new(parts: Parts) -> Self {
         let (leading, _) = watch::channel(false);
-        let Parts { runtime, raft, log, core, outbox, limits, node } = parts;
-        Self(Arc::new(Inner { runtime, raft, log, core, outbox, leading, limits, node }))
+        let Parts { runtime, raft, log, core, outbox, live, limits, node } = parts;
+        Self(Arc::new(Inner { runtime, raft, log, core, outbox, leading, live, limits, node }))
     }
 
     /// Returns the doors of this node.
@@ -91,6 +95,12 @@ impl Gateway {
     #[must_use]
     pub fn limits(&self) -> &QueueLimits {
         &self.0.limits
+    }
+
+    /// Returns what is not stored: events, commands and queries.
+    #[must_use]
+    pub fn live(&self) -> &Live {
+        &self.0.live
     }
 
     /// Returns cluster time.
@@ -259,6 +269,7 @@ pub(crate) struct Parts {
     pub(crate) log: Log,
     pub(crate) core: Arc<Mutex<Core>>,
     pub(crate) outbox: Arc<Outbox>,
+    pub(crate) live: Live,
     pub(crate) limits: QueueLimits,
     pub(crate) node: u64,
 }

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use kubemq_proto::kubemq::{
     PingResult, QueuesInfoRequest, QueuesInfoResponse, Request as KubemqRequest, Response as KubemqResponse,
 };
-use kubemq_proto::validate::MANAGEMENT_CHANNEL;
 use tonic::{Request, Response};
 
-use super::{Answer, Door, not_served, unavailable};
+use super::{Answer, Door, unavailable};
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
@@ -30,11 +29,8 @@ pub(crate) async fn queues_info(door: &Arc<Door>, request: Request<QueuesInfoReq
     result.map(Response::new).map_err(|error| unavailable(&error))
 }
 
-pub(crate) async fn send_request(door: &Arc<Door>, request: Request<KubemqRequest>) -> Answer<KubemqResponse> {
-    let request = request.into_inner();
-    if request.channel != MANAGEMENT_CHANNEL {
-        return not_served("SendRequest");
-    }
+/// Carries out a request to the reserved channel.
+pub(crate) async fn manage(door: &Arc<Door>, request: KubemqRequest) -> Answer<KubemqResponse> {
     let result = door.gateway()?.manage(request).await;
     Ok(Response::new(result.map_err(|error| unavailable(&error))??))
 }

@@ -8,16 +8,18 @@
 mod calls;
 mod door;
 mod downstream;
+mod events;
 mod management;
 mod outgoing;
 mod queue_stream;
 mod queues;
+mod requests;
 pub mod server;
+mod subscription;
 mod upstream;
 
 use std::sync::Arc;
 
-use kubemq_proto::frame::Frame;
 use kubemq_proto::kubemq::kubemq_server::Kubemq;
 use kubemq_proto::kubemq::{
     AckAllQueueMessagesRequest, AckAllQueueMessagesResponse, Empty, Event, PingResult, QueueMessage,
@@ -32,6 +34,7 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) use door::Door;
 pub use door::Phase;
 use outgoing::Outgoing;
+use subscription::Frames;
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -48,34 +51,34 @@ fn not_served<T>(method: &'static str) -> Answer<T> {
 #[tonic::async_trait]
 impl Kubemq for Service {
     type SendEventsStreamStream = Outgoing<EventResult>;
-    type SubscribeToEventsStream = Outgoing<Frame>;
-    type SubscribeToRequestsStream = Outgoing<Frame>;
+    type SubscribeToEventsStream = Frames;
+    type SubscribeToRequestsStream = Frames;
     type StreamQueueMessageStream = Outgoing<StreamQueueMessagesResponse>;
     type QueuesDownstreamStream = Outgoing<QueuesDownstreamResponse>;
     type QueuesUpstreamStream = Outgoing<QueuesUpstreamResponse>;
 
-    async fn send_event(&self, _request: Request<Event>) -> Answer<EventResult> {
-        not_served("SendEvent")
+    async fn send_event(&self, request: Request<Event>) -> Answer<EventResult> {
+        events::send(&self.door, request).await
     }
 
-    async fn send_events_stream(&self, _request: Request<Streaming<Event>>) -> Answer<Self::SendEventsStreamStream> {
-        not_served("SendEventsStream")
+    async fn send_events_stream(&self, request: Request<Streaming<Event>>) -> Answer<Self::SendEventsStreamStream> {
+        events::open(&self.door, request)
     }
 
-    async fn subscribe_to_events(&self, _request: Request<Subscribe>) -> Answer<Self::SubscribeToEventsStream> {
-        not_served("SubscribeToEvents")
+    async fn subscribe_to_events(&self, request: Request<Subscribe>) -> Answer<Self::SubscribeToEventsStream> {
+        events::subscribe(&self.door, request)
     }
 
-    async fn subscribe_to_requests(&self, _request: Request<Subscribe>) -> Answer<Self::SubscribeToRequestsStream> {
-        not_served("SubscribeToRequests")
+    async fn subscribe_to_requests(&self, request: Request<Subscribe>) -> Answer<Self::SubscribeToRequestsStream> {
+        requests::subscribe(&self.door, request)
     }
 
     async fn send_request(&self, request: Request<KubemqRequest>) -> Answer<KubemqResponse> {
-        management::send_request(&self.door, request).await
+        requests::send(&self.door, request).await
     }
 
-    async fn send_response(&self, _request: Request<KubemqResponse>) -> Answer<Empty> {
-        not_served("SendResponse")
+    async fn send_response(&self, request: Request<KubemqResponse>) -> Answer<Empty> {
+        requests::answer(&self.door, request)
     }
 
     async fn send_queue_message(&self, request: Request<QueueMessage>) -> Answer<SendQueueMessageResult> {

@@ -115,6 +115,7 @@ impl Program for Nodes {
                 log,
                 raft,
                 queue: QueueLimits::default(),
+                live: kubemq_server::live::Limits::default(),
                 state: Limits::default(),
             };
             let index = IndexWriter::start(|| Ok((MemoryIndex::new(), Opening::Fresh)), &runtime);

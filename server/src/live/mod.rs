@@ -1,0 +1,364 @@
+//! What is not stored: events, commands and queries, from the senders of this node to its subscribers.
+//!
+//! Nothing here touches the log or consensus, and nobody waits for a subscriber: what does not fit into its
+//! queue is dropped for it alone. Requests are checked and answered by the [`gateway`](crate::gateway).
+//!
+//! Start reading in [`routes`], then [`inbox`].
+
+mod cache;
+mod inbox;
+mod numbers;
+mod pending;
+mod routes;
+mod subjects;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kubemq_proto::frame::Frame;
+use kubemq_proto::kubemq::{Event, Request, Response, Subscribe};
+use kubemq_runtime::{Instant, Runtime};
+use prost::Message as _;
+
+use self::cache::Cache;
+use self::inbox::{Budget, Owner};
+use self::pending::Pending;
+use self::routes::{Route, Routes};
+
+pub use self::numbers::Counted;
+pub use self::routes::Subscription;
+
+/// Bounds of what is not stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes that may wait for one subscriber, each message with 128 bytes of overhead.
+    pub subscriber_bytes: usize,
+    /// Bytes that may wait for all subscribers of the node.
+    pub subscribers_bytes: usize,
+    /// Requests that may wait for their answer.
+    pub pending_requests: usize,
+    /// Bytes of answers that are kept for queries with a cache key; none for zero.
+    pub cache_bytes: usize,
+    /// The longest life of such an answer.
+    pub cache_life: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            subscriber_bytes: 64 * 1024 * 1024,
+            subscribers_bytes: 512 * 1024 * 1024,
+            pending_requests: 64 * 1024,
+            cache_bytes: 64 * 1024 * 1024,
+            cache_life: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// A pattern whose messages are not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    /// Events.
+    Events,
+    /// Commands.
+    Commands,
+    /// Queries.
+    Queries,
+}
+
+impl Pattern {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Events, Self::Commands, Self::Queries];
+
+    /// Returns the name that channel lists and metrics use.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::Commands => "commands",
+            Self::Queries => "queries",
+        }
+    }
+}
+
+/// What a node holds of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Requests that wait for their answer.
+    pub pending_requests: usize,
+    /// Bytes that wait for subscribers.
+    pub waiting_bytes: usize,
+    /// Answers that are kept for queries with a cache key.
+    pub cached_answers: usize,
+    /// What they cost.
+    pub cached_bytes: usize,
+}
+
+/// The events, commands and queries of a node. Clones are the same.
+#[derive(Clone)]
+pub struct Live(Arc<Inner>);
+
+struct Inner {
+    runtime: Runtime,
+    limits: Limits,
+    events: Arc<Routes>,
+    commands: Arc<Routes>,
+    queries: Arc<Routes>,
+    budget: Arc<Budget>,
+    pending: Arc<Pending>,
+    cache: Cache,
+}
+
+impl Live {
+    /// Returns one without subscribers.
+    #[must_use]
+    pub fn new(runtime: &Runtime, limits: Limits) -> Self {
+        Self(Arc::new(Inner {
+            events: Routes::new(runtime),
+            commands: Routes::new(runtime),
+            queries: Routes::new(runtime),
+            budget: Budget::new(limits.subscribers_bytes),
+            pending: Pending::new(limits.pending_requests),
+            cache: Cache::new(limits.cache_bytes, limits.cache_life),
+            runtime: runtime.clone(),
+            limits,
+        }))
+    }
+
+    fn routes(&self, pattern: Pattern) -> &Arc<Routes> {
+        match pattern {
+            Pattern::Events => &self.0.events,
+            Pattern::Commands => &self.0.commands,
+            Pattern::Queries => &self.0.queries,
+        }
+    }
+
+    /// Subscribes as a checked `subscribe` says. Whatever is sent after this returns is received.
+    #[must_use]
+    pub fn subscribe(&self, pattern: Pattern, subscribe: &Subscribe) -> Subscription {
+        let owner = Owner {
+            client: subscribe.client_id.as_str().into(),
+            channel: subscribe.channel.as_str().into(),
+            group: subscribe.group.as_str().into(),
+        };
+        self.routes(pattern).subscribe(owner, self.0.limits.subscriber_bytes, &self.0.budget)
+    }
+
+    /// Returns what events of one stream are sent through.
+    #[must_use]
+    pub fn publisher(&self) -> Publisher {
+        Publisher { live: self.clone(), last: None, frames: Vec::new(), bytes: 0 }
+    }
+
+    /// Hands a checked `request` to its responders and waits for the first answer, for at most as long as the
+    /// request says. The answer is as the responder gave it. Cancel safe: giving up leaves nothing behind.
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`] says why there is none.
+    pub async fn request(&self, pattern: Pattern, mut request: Request) -> Result<Response, Unanswered> {
+        let Inner { runtime, pending, .. } = &*self.0;
+        let deadline = runtime.clock.now() + Duration::from_millis(u64::try_from(request.timeout).unwrap_or(0));
+        let mut waiting = pending.wait(&runtime.random).ok_or(Unanswered::TooMany)?;
+        let route = self.routes(pattern).route(&request.channel);
+        let bytes = u64::try_from(request.encoded_len()).unwrap_or(u64::MAX);
+        waiting.token().clone_into(&mut request.reply_channel);
+        route.deliver(&mut vec![Frame::request(request)], bytes, runtime);
+        let Ok(Some(response)) = runtime.clock.timeout_at(deadline, waiting.answer()).await else {
+            route.numbers.failed();
+            return Err(Unanswered::TimedOut);
+        };
+        route.numbers.answered(u64::try_from(response.encoded_len()).unwrap_or(u64::MAX));
+        if !response.executed {
+            route.numbers.failed();
+        }
+        Ok(response)
+    }
+
+    /// Hands a checked answer to whoever waits for it. An answer that nobody waits for is discarded.
+    pub fn answer(&self, mut response: Response) {
+        let token = std::mem::take(&mut response.reply_channel);
+        if !self.0.pending.answer(&token, response) {
+            tracing::debug!("an answer came that nobody waits for");
+        }
+    }
+
+    /// Returns the answer that is kept for `key` on `channel`.
+    #[must_use]
+    pub fn cached(&self, channel: &str, key: &str) -> Option<Response> {
+        self.0.cache.get(channel, key, self.now())
+    }
+
+    /// Keeps an answer for `key` on `channel` for so many seconds.
+    pub fn keep(&self, channel: &str, key: &str, response: &Response, seconds: i32) {
+        self.0.cache.put(channel, key, response, seconds, self.now());
+    }
+
+    fn now(&self) -> Instant {
+        self.0.runtime.clock.now()
+    }
+
+    /// Returns what was counted for the channels of a pattern.
+    #[must_use]
+    pub fn counted(&self, pattern: Pattern) -> Vec<(Box<str>, Counted)> {
+        self.routes(pattern).numbers.read()
+    }
+
+    /// Forgets what was counted for a channel that nobody subscribes to.
+    pub fn forget(&self, pattern: Pattern, channel: &str) {
+        self.routes(pattern).forget(channel);
+    }
+
+    /// Returns what is held now.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let (cached_answers, cached_bytes) = self.0.cache.size();
+        Totals {
+            pending_requests: self.0.pending.len(),
+            waiting_bytes: self.0.budget.used(),
+            cached_answers,
+            cached_bytes,
+        }
+    }
+}
+
+/// Why a request has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unanswered {
+    /// Nobody answered in time.
+    TimedOut,
+    /// As many requests wait as may; nobody was asked.
+    TooMany,
+}
+
+/// Sends events, in order, and remembers the route of the last one. Events to the same channel that are sent
+/// one after another are handed over together by [`Publisher::flush`], or when the channel changes.
+pub struct Publisher {
+    live: Live,
+    last: Option<Last>,
+    frames: Vec<Frame>,
+    /// Of the events in `frames`, as they were sent.
+    bytes: u64,
+}
+
+struct Last {
+    channel: String,
+    version: u64,
+    route: Arc<Route>,
+}
+
+impl Publisher {
+    /// Takes a checked event. It is on its way at the next flush.
+    pub fn send(&mut self, event: Event) {
+        let is_same = self.last.as_ref().is_some_and(|last| last.channel == event.channel);
+        if !is_same {
+            self.flush();
+            self.last = Some(self.look_up(event.channel.clone()));
+        }
+        self.bytes += u64::try_from(event.encoded_len()).unwrap_or(u64::MAX);
+        self.frames.push(Frame::event(event));
+    }
+
+    fn look_up(&self, channel: String) -> Last {
+        let routes = self.live.routes(Pattern::Events);
+        // Before the route is looked up: a change in between is noticed at the next flush.
+        let version = routes.version();
+        let route = routes.route(&channel);
+        Last { channel, version, route }
+    }
+
+    /// Hands over what was sent.
+    pub fn flush(&mut self) {
+        let Some(last) = self.last.take_if(|_| !self.frames.is_empty()) else { return };
+        let is_good = last.version == self.live.routes(Pattern::Events).version();
+        let last = if is_good { last } else { self.look_up(last.channel) };
+        last.route.deliver(&mut self.frames, std::mem::take(&mut self.bytes), &self.live.0.runtime);
+        self.last = Some(last);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Poll};
+
+    use futures_util::task::noop_waker_ref;
+
+    use super::*;
+
+    fn subscribe(channel: &str) -> Subscribe {
+        Subscribe { client_id: "c".to_owned(), channel: channel.to_owned(), ..Subscribe::default() }
+    }
+
+    fn event(channel: &str, id: &str) -> Event {
+        Event { event_id: id.to_owned(), channel: channel.to_owned(), ..Event::default() }
+    }
+
+    fn received(subscription: &mut Subscription) -> Vec<Frame> {
+        let mut cx = Context::from_waker(noop_waker_ref());
+        std::iter::from_fn(|| match subscription.poll_next(&mut cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => None,
+        })
+        .collect()
+    }
+
+    #[tokio::test]
+    async fn a_publisher_keeps_order_and_sees_new_subscriptions() {
+        let live = Live::new(&Runtime::real(), Limits::default());
+        let mut a = live.subscribe(Pattern::Events, &subscribe("a"));
+        let mut publisher = live.publisher();
+        publisher.send(event("a", "1"));
+        publisher.send(event("a", "2"));
+        assert_eq!(received(&mut a).len(), 0, "nothing is handed over before the flush");
+        publisher.send(event("b", "3"));
+        publisher.send(event("a", "4"));
+        publisher.flush();
+        let expected = ["1", "2", "4"].map(|id| Frame::event(event("a", id)));
+        assert_eq!(received(&mut a), expected);
+
+        let mut late = live.subscribe(Pattern::Events, &subscribe(">"));
+        publisher.send(event("a", "5"));
+        publisher.flush();
+        assert_eq!((received(&mut a).len(), received(&mut late).len()), (1, 1));
+        drop(a);
+        publisher.send(event("a", "6"));
+        publisher.flush();
+        publisher.flush();
+        assert_eq!(received(&mut late).len(), 1);
+        assert_eq!(live.totals(), Totals { waiting_bytes: live.totals().waiting_bytes, ..Totals::default() });
+    }
+
+    #[tokio::test]
+    async fn an_answer_finds_its_requester_and_nobody_else() {
+        let live = Live::new(&Runtime::real(), Limits::default());
+        let mut responder = live.subscribe(Pattern::Commands, &subscribe("a"));
+        let mut other = live.subscribe(Pattern::Queries, &subscribe("a"));
+        let request = Request { channel: "a".to_owned(), timeout: 60_000, ..Request::default() };
+        let answering = async {
+            let frame = std::future::poll_fn(|cx| responder.poll_next(cx)).await.unwrap();
+            let asked = Request::decode(frame.encode_to_vec().as_slice()).unwrap();
+            assert_eq!(live.totals().pending_requests, 1);
+            let reply_channel = asked.reply_channel;
+            live.answer(Response { reply_channel: "_INBOX.forged".to_owned(), ..Response::default() });
+            live.answer(Response { reply_channel, request_id: "yes".to_owned(), ..Response::default() });
+        };
+        let (answer, ()) = tokio::join!(live.request(Pattern::Commands, request), answering);
+        assert_eq!(answer.unwrap().request_id, "yes");
+        assert!(received(&mut other).is_empty());
+        assert_eq!(live.totals().pending_requests, 0);
+    }
+
+    #[tokio::test]
+    async fn a_request_without_an_answer_ends_with_its_time() {
+        let live = Live::new(&Runtime::real(), Limits { pending_requests: 1, ..Limits::default() });
+        let request = |timeout| Request { channel: "a".to_owned(), timeout, ..Request::default() };
+        let silent = live.request(Pattern::Queries, request(50));
+        let mut silent = std::pin::pin!(silent);
+        assert!(futures_util::poll!(silent.as_mut()).is_pending());
+        assert_eq!(live.request(Pattern::Queries, request(50)).await, Err(Unanswered::TooMany));
+        assert_eq!(silent.await, Err(Unanswered::TimedOut));
+        assert_eq!(live.totals().pending_requests, 0);
+        let counted = live.counted(Pattern::Queries);
+        assert_eq!((counted[0].1.sent, counted[0].1.errors), (1, 1));
+    }
+}

@@ -1,0 +1,334 @@
+//! Who gets what is sent to a subject: subscriptions by pattern, groups, and the routes that were looked up.
+//!
+//! A subscription without a group gets everything that matches. Of all subscriptions that match and name the
+//! same group, whatever their patterns, one gets each message. The routes of subjects that were used lately are
+//! kept; a new or ended subscription corrects them before anybody can send.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use kubemq_proto::frame::Frame;
+use kubemq_proto::validate::has_empty_token;
+use kubemq_runtime::{FixedHashMap, Random, Runtime};
+use parking_lot::RwLock;
+
+use super::inbox::{Budget, Given, Inbox, Owner, Reader};
+use super::numbers::{ChannelNumbers, Numbers};
+use super::subjects::{Subjects, is_wide};
+
+/// Routes of one generation: twice as many are kept.
+const ROUTES: usize = 8 * 1024;
+/// Routes to longer subjects are looked up each time.
+const LONGEST_KEPT: usize = 1024;
+
+/// The subscriptions of one kind: events, commands or queries.
+pub(super) struct Routes {
+    subscriptions: RwLock<Subscriptions>,
+    /// Counts changes, so that whoever keeps a route learns whether it still holds.
+    version: AtomicU64,
+    pub(super) numbers: Numbers,
+    runtime: Runtime,
+}
+
+#[derive(Default)]
+struct Subscriptions {
+    subjects: Subjects<Arc<Inbox>>,
+    /// Routes that were used since the generation began.
+    young: FixedHashMap<Box<str>, Arc<Route>>,
+    /// Routes of the generation before, of which those that are used again become young.
+    old: FixedHashMap<Box<str>, Arc<Route>>,
+}
+
+/// Who gets what is sent to one subject.
+pub(super) struct Route {
+    single: Vec<Arc<Inbox>>,
+    groups: Vec<Vec<Arc<Inbox>>>,
+    pub(super) numbers: Arc<ChannelNumbers>,
+    random: Random,
+}
+
+impl Routes {
+    pub(super) fn new(runtime: &Runtime) -> Arc<Self> {
+        Arc::new(Self {
+            subscriptions: RwLock::default(),
+            version: AtomicU64::new(0),
+            numbers: Numbers::default(),
+            runtime: runtime.clone(),
+        })
+    }
+
+    /// Adds a subscription; it ends when it is dropped.
+    pub(super) fn subscribe(self: &Arc<Self>, owner: Owner, most: usize, budget: &Arc<Budget>) -> Subscription {
+        let channel = owner.channel.clone();
+        let inbox = Arc::new(Inbox::new(owner, most, Arc::clone(budget)));
+        let numbers = self.numbers.of(&channel);
+        numbers.subscribed();
+        {
+            let mut subscriptions = self.subscriptions.write();
+            subscriptions.subjects.insert(&channel, Arc::clone(&inbox));
+            self.changed(&mut subscriptions, &channel);
+        }
+        Subscription { routes: Arc::clone(self), channel, numbers, reader: Reader::new(inbox) }
+    }
+
+    fn changed(&self, subscriptions: &mut Subscriptions, pattern: &str) {
+        if is_wide(pattern) {
+            subscriptions.young.clear();
+            subscriptions.old.clear();
+        } else {
+            subscriptions.young.remove(pattern);
+            subscriptions.old.remove(pattern);
+        }
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Returns a number that is another one after every change of the subscriptions.
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Returns who gets what is sent to `subject`.
+    pub(super) fn route(&self, subject: &str) -> Arc<Route> {
+        if let Some(route) = self.subscriptions.read().young.get(subject) {
+            return Arc::clone(route);
+        }
+        let mut subscriptions = self.subscriptions.write();
+        let Subscriptions { subjects, young, old } = &mut *subscriptions;
+        let route = match old.remove(subject) {
+            Some(route) => route,
+            None => Arc::new(self.look_up(subjects, subject)),
+        };
+        if subject.len() <= LONGEST_KEPT {
+            if young.len() >= ROUTES {
+                *old = std::mem::take(young);
+            }
+            young.insert(subject.into(), Arc::clone(&route));
+        }
+        route
+    }
+
+    fn look_up(&self, subjects: &Subjects<Arc<Inbox>>, subject: &str) -> Route {
+        let mut single = Vec::new();
+        let mut groups: BTreeMap<&str, Vec<Arc<Inbox>>> = BTreeMap::new();
+        // A subject with an empty part can be sent to, and nobody gets it.
+        if !has_empty_token(subject) {
+            subjects.matching(subject, |inbox| {
+                let members =
+                    if inbox.group().is_empty() { &mut single } else { groups.entry(inbox.group()).or_default() };
+                members.push(Arc::clone(inbox));
+            });
+        }
+        Route {
+            single,
+            groups: groups.into_values().collect(),
+            numbers: self.numbers.of(subject),
+            random: self.runtime.random.clone(),
+        }
+    }
+
+    /// Forgets what was counted for `channel`, and the route that counts there.
+    pub(super) fn forget(&self, channel: &str) {
+        self.numbers.forget(channel);
+        self.changed(&mut self.subscriptions.write(), channel);
+    }
+
+    #[cfg(test)]
+    fn kept(&self) -> usize {
+        let subscriptions = self.subscriptions.read();
+        subscriptions.young.len() + subscriptions.old.len()
+    }
+}
+
+impl Route {
+    /// Gives `frames` to everybody on this route and leaves it empty. Returns how many copies were handed over.
+    pub(super) fn deliver(&self, frames: &mut Vec<Frame>, sent_bytes: u64, runtime: &Runtime) -> u64 {
+        let messages = count(frames.len());
+        self.numbers.sent(messages, sent_bytes, runtime.clock.wall());
+        let mut given = Given::default();
+        let mut add = |more: Given| {
+            given.taken += more.taken;
+            given.dropped += more.dropped;
+        };
+        let bytes = frames.iter().map(Frame::len).sum::<usize>();
+        for group in &self.groups {
+            match group.as_slice() {
+                [only] => add(only.give(frames.iter().cloned())),
+                members => frames.iter().for_each(|frame| add(self.give_one_of(members, frame.clone()))),
+            }
+        }
+        if let Some((last, others)) = self.single.split_last() {
+            others.iter().for_each(|inbox| add(inbox.give(frames.iter().cloned())));
+            // The last needs no copy: with one subscriber nothing is shared.
+            add(last.give(frames.drain(..)));
+        }
+        frames.clear();
+        if given != Given::default() {
+            let delivered_bytes = count(bytes) * given.taken / messages.max(1);
+            self.numbers.delivered(given.taken, delivered_bytes, given.dropped);
+        }
+        given.taken
+    }
+
+    /// Gives `frame` to one of `members` at random; to another when much waits for that one already.
+    fn give_one_of(&self, members: &[Arc<Inbox>], frame: Frame) -> Given {
+        let first = usize::try_from(self.random.below(count(members.len()))).unwrap_or(0);
+        let turns = members.iter().cycle().skip(first).take(members.len());
+        let chosen = turns.clone().find(|member| !member.is_behind()).or_else(|| turns.clone().next());
+        chosen.map(|member| member.give(std::iter::once(frame))).unwrap_or_default()
+    }
+}
+
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+/// A live subscription. Dropping it ends it.
+pub struct Subscription {
+    routes: Arc<Routes>,
+    channel: Box<str>,
+    numbers: Arc<ChannelNumbers>,
+    reader: Reader,
+}
+
+impl Subscription {
+    /// Returns the next frame. The subscription itself never ends.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame>> {
+        self.reader.poll_next(cx)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let inbox = self.reader.inbox();
+        inbox.close();
+        {
+            let mut subscriptions = self.routes.subscriptions.write();
+            subscriptions.subjects.remove(&self.channel, |other| Arc::ptr_eq(other, inbox));
+            self.routes.changed(&mut subscriptions, &self.channel);
+        }
+        self.numbers.unsubscribed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::task::noop_waker_ref;
+    use kubemq_proto::kubemq::Event;
+    use kubemq_runtime::{Clock, Tasks};
+
+    use super::*;
+
+    struct Node {
+        runtime: Runtime,
+        routes: Arc<Routes>,
+        budget: Arc<Budget>,
+    }
+
+    impl Node {
+        fn new() -> Self {
+            let runtime = Runtime { clock: Clock::real(), random: Random::from_seed(1), tasks: Tasks::tokio() };
+            Self { routes: Routes::new(&runtime), runtime, budget: Budget::new(usize::MAX) }
+        }
+
+        fn subscribe(&self, channel: &str, group: &str) -> Subscription {
+            self.subscribe_with(channel, group, usize::MAX)
+        }
+
+        fn subscribe_with(&self, channel: &str, group: &str, most: usize) -> Subscription {
+            let owner = Owner { client: "c".into(), channel: channel.into(), group: group.into() };
+            self.routes.subscribe(owner, most, &self.budget)
+        }
+
+        fn send(&self, channel: &str) -> u64 {
+            let event = Event { channel: channel.to_owned(), ..Event::default() };
+            self.routes.route(channel).deliver(&mut vec![Frame::event(event)], 1, &self.runtime)
+        }
+
+        fn counted(&self, channel: &str) -> super::super::numbers::Counted {
+            let read = self.routes.numbers.read();
+            read.into_iter().find(|(name, _)| &**name == channel).map(|(_, counted)| counted).unwrap()
+        }
+    }
+
+    fn received(subscription: &mut Subscription) -> usize {
+        let mut cx = Context::from_waker(noop_waker_ref());
+        let mut count = 0;
+        while let Poll::Ready(Some(_)) = subscription.poll_next(&mut cx) {
+            count += 1;
+        }
+        count
+    }
+
+    #[tokio::test]
+    async fn each_group_and_each_single_subscription_gets_a_copy() {
+        let node = Node::new();
+        let mut single = [node.subscribe("a", ""), node.subscribe("a", ""), node.subscribe(">", "")];
+        let mut first = [node.subscribe("a", "g1"), node.subscribe("a", "g1"), node.subscribe("*", "g1")];
+        let mut second = [node.subscribe("a", "g2")];
+        let mut elsewhere = node.subscribe("b", "g1");
+        for _ in 0..300 {
+            assert_eq!(node.send("a"), 5);
+        }
+        assert_eq!(single.each_mut().map(received), [300; 3]);
+        let members = first.each_mut().map(received);
+        assert_eq!(members.iter().sum::<usize>(), 300, "one member of the group gets each, whatever its pattern");
+        assert!(members.iter().all(|count| *count > 50), "{members:?}");
+        assert_eq!(second.each_mut().map(received), [300]);
+        assert_eq!(received(&mut elsewhere), 0);
+        assert_eq!((node.counted("a").sent, node.counted("a").delivered), (300, 1500));
+    }
+
+    #[tokio::test]
+    async fn a_member_that_is_behind_is_passed_over() {
+        let node = Node::new();
+        let (_stalled, mut quick) = (node.subscribe_with("a", "g", 200), node.subscribe("a", "g"));
+        for _ in 0..100 {
+            node.send("a");
+        }
+        assert!(received(&mut quick) >= 98);
+        assert_eq!(node.counted("a").dropped, 0);
+    }
+
+    #[tokio::test]
+    async fn a_route_that_is_kept_follows_every_change() {
+        let node = Node::new();
+        assert_eq!(node.send("a.b"), 0);
+        let wide = node.subscribe("a.*", "");
+        assert_eq!(node.send("a.b"), 1);
+        let narrow = node.subscribe("a.b", "");
+        let version = node.routes.version();
+        assert_eq!(node.send("a.b"), 2);
+        drop(wide);
+        assert_ne!(node.routes.version(), version);
+        assert_eq!(node.send("a.b"), 1);
+        drop(narrow);
+        assert_eq!(node.send("a.b"), 0);
+        assert_eq!(node.budget.used(), 0);
+        assert_eq!(node.counted("a.*").subscribers, 0);
+    }
+
+    #[tokio::test]
+    async fn kept_routes_are_bounded_and_those_in_use_stay() {
+        let node = Node::new();
+        let _subscription = node.subscribe(">", "");
+        let busy = node.routes.route("busy");
+        for number in 0..5 * ROUTES {
+            node.routes.route(&format!("n.{number}"));
+            assert!(Arc::ptr_eq(&busy, &node.routes.route("busy")));
+            assert!(node.routes.kept() <= 2 * ROUTES + 1);
+        }
+        let long = "x".repeat(LONGEST_KEPT + 1);
+        assert!(!Arc::ptr_eq(&node.routes.route(&long), &node.routes.route(&long)));
+    }
+
+    #[tokio::test]
+    async fn nobody_gets_what_is_sent_to_a_subject_with_an_empty_part() {
+        let node = Node::new();
+        let _all = node.subscribe(">", "");
+        for subject in [".a", "a..b", "a"] {
+            assert_eq!(node.send(subject), u64::from(subject == "a"), "{subject}");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The numbers of events, commands and queries: under the names of queues where they mean the same.
+
+use std::collections::BTreeMap;
+
+use prometheus::proto::{MetricFamily, MetricType};
+
+use super::{CHANNELS, OTHERS, as_u64, family, gauge, metric};
+use crate::live::{Counted, Live, Pattern, Totals};
+
+/// What is known of them at one moment.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LiveNumbers {
+    channels: BTreeMap<&'static str, BTreeMap<Box<str>, Counted>>,
+    totals: Totals,
+}
+
+/// What is shown of a channel.
+struct Row {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    side: &'static str,
+    read: fn(&Counted) -> u64,
+}
+
+const ROWS: [Row; 8] = [
+    Row {
+        name: "kubemq_messages_count",
+        help: "counts messages per node,type,side,channel",
+        kind: MetricType::COUNTER,
+        side: "send",
+        read: |counted| counted.sent,
+    },
+    Row {
+        name: "kubemq_messages_count",
+        help: "",
+        kind: MetricType::COUNTER,
+        side: "receive",
+        read: |counted| counted.delivered,
+    },
+    Row {
+        name: "kubemq_messages_volume",
+        help: "sum volume per node,type,side,channel",
+        kind: MetricType::COUNTER,
+        side: "send",
+        read: |counted| counted.sent_bytes,
+    },
+    Row {
+        name: "kubemq_messages_volume",
+        help: "",
+        kind: MetricType::COUNTER,
+        side: "receive",
+        read: |counted| counted.delivered_bytes,
+    },
+    Row {
+        name: "kubemq_errors_count",
+        help: "counts errors per node,type,side,channel: requests that nobody answered in time or executed",
+        kind: MetricType::COUNTER,
+        side: "send",
+        read: |counted| counted.errors,
+    },
+    Row {
+        name: "kubemq_messages_last_seen",
+        help: "time of last seen message per node,type,side,channel, in milliseconds since the Unix epoch",
+        kind: MetricType::GAUGE,
+        side: "send",
+        read: |counted| counted.last_seen / 1_000_000,
+    },
+    Row {
+        name: "kubemq_clients_count",
+        help: "holds amount of connected clients per node,type,side,channel: subscriptions, by channel or pattern",
+        kind: MetricType::GAUGE,
+        side: "receive",
+        read: |counted| counted.subscribers,
+    },
+    Row {
+        name: "kubemq_subscribers_dropped_total",
+        help: "copies of messages that did not fit into a subscriber's queue",
+        kind: MetricType::COUNTER,
+        side: "receive",
+        read: |counted| counted.dropped,
+    },
+];
+
+impl LiveNumbers {
+    pub(super) fn read(live: &Live) -> Self {
+        let mut channels: BTreeMap<&'static str, BTreeMap<Box<str>, Counted>> = BTreeMap::new();
+        for pattern in Pattern::ALL {
+            let named = channels.entry(pattern.name()).or_default();
+            for (name, counted) in live.counted(pattern) {
+                let name = if named.len() < CHANNELS { name } else { OTHERS.into() };
+                named.entry(name).or_default().add(&counted);
+            }
+        }
+        Self { channels, totals: live.totals() }
+    }
+
+    /// Adds metrics to the families of their names.
+    pub(super) fn add_to(&self, families: &mut Vec<MetricFamily>, host: &str) {
+        for row in &ROWS {
+            let mut metrics = Vec::new();
+            for (kind, named) in &self.channels {
+                metrics.extend(named.iter().map(|(channel, counted)| {
+                    let labels = labels(host, kind, row.side, channel);
+                    metric(row.kind, &labels, (row.read)(counted))
+                }));
+            }
+            add(families, row.name, row.help, row.kind, metrics);
+        }
+        // Answers carry no channel: who gives them does not name it.
+        for (name, read) in [
+            ("kubemq_messages_count", (|counted| counted.responses) as fn(&Counted) -> u64),
+            ("kubemq_messages_volume", |counted| counted.response_bytes),
+        ] {
+            let sum = self.channels.values().flat_map(BTreeMap::values).map(read).sum();
+            let answers = metric(MetricType::COUNTER, &labels(host, "responses", "send", ""), sum);
+            add(families, name, "", MetricType::COUNTER, vec![answers]);
+        }
+        let Totals { pending_requests, waiting_bytes, cached_answers, cached_bytes } = &self.totals;
+        families.extend([
+            gauge("kubemq_requests_pending", "requests that wait for their answer", &[], as_u64(*pending_requests)),
+            gauge(
+                "kubemq_subscribers_waiting_bytes",
+                "memory of what waits for subscribers",
+                &[],
+                as_u64(*waiting_bytes),
+            ),
+            gauge("kubemq_query_cache_entries", "answers kept for queries", &[], as_u64(*cached_answers)),
+            gauge("kubemq_query_cache_bytes", "memory of answers kept for queries", &[], as_u64(*cached_bytes)),
+        ]);
+    }
+}
+
+fn labels<'a>(host: &'a str, kind: &'a str, side: &'a str, channel: &'a str) -> [(&'static str, &'a str); 5] {
+    [("node", host), ("client_id", ""), ("type", kind), ("side", side), ("channel", channel)]
+}
+
+fn add(
+    families: &mut Vec<MetricFamily>,
+    name: &str,
+    help: &str,
+    kind: MetricType,
+    metrics: Vec<prometheus::proto::Metric>,
+) {
+    match families.iter_mut().find(|family| family.name() == name) {
+        Some(family) => family.mut_metric().extend(metrics),
+        None if metrics.is_empty() => {}
+        None => families.push(family(name, help, kind, metrics)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::TextEncoder;
+
+    use super::*;
+
+    #[test]
+    fn they_stand_beside_those_of_queues_under_the_same_names() {
+        let counted = Counted { sent: 3, delivered: 5, dropped: 1, subscribers: 2, responses: 4, ..Counted::default() };
+        let named = BTreeMap::from([("orders".into(), counted)]);
+        let numbers = LiveNumbers { channels: BTreeMap::from([("queries", named)]), totals: Totals::default() };
+        let queue = metric(MetricType::COUNTER, &labels("node-a", "queues", "send", "q"), 7);
+        let mut families = vec![family("kubemq_messages_count", "counts", MetricType::COUNTER, vec![queue])];
+        numbers.add_to(&mut families, "node-a");
+        let text = TextEncoder::new().encode_to_string(&families).unwrap();
+        let line = |name: &str, kind: &str, side: &str, channel: &str, value: u64| {
+            format!(
+                "{name}{{node=\"node-a\",client_id=\"\",type=\"{kind}\",side=\"{side}\",channel=\"{channel}\"}} {value}"
+            )
+        };
+        for expected in [
+            line("kubemq_messages_count", "queues", "send", "q", 7),
+            line("kubemq_messages_count", "queries", "send", "orders", 3),
+            line("kubemq_messages_count", "queries", "receive", "orders", 5),
+            line("kubemq_messages_count", "responses", "send", "", 4),
+            line("kubemq_clients_count", "queries", "receive", "orders", 2),
+            line("kubemq_subscribers_dropped_total", "queries", "receive", "orders", 1),
+        ] {
+            assert!(text.lines().any(|line| line == expected), "{expected}\n{text}");
+        }
+        assert_eq!(text.matches("# TYPE kubemq_messages_count ").count(), 1);
+    }
+}
