@@ -20,7 +20,8 @@ use kubemq_storage::snapshot::Snapshots;
 use parking_lot::Mutex;
 
 use crate::desk::{Core, release_when_due};
-use crate::gateway::{Gateway, Outbox, Parts};
+use crate::gateway::retention::Retention;
+use crate::gateway::{Gateway, Outbox, Parts, keep_places, trim_what_is_old};
 use crate::index_feed::IndexFeed;
 use crate::live::{self, Live};
 use crate::replica::Replica;
@@ -48,6 +49,8 @@ pub struct Options {
     pub queue: QueueLimits,
     /// Bounds of what is not stored.
     pub live: live::Limits,
+    /// How long stored events are kept.
+    pub retention: Retention,
     /// Limits of the replicated state.
     pub state: Limits,
 }
@@ -147,11 +150,14 @@ impl Node {
             outbox,
             live: Live::new(&runtime, options.live),
             limits: options.queue,
+            retention: options.retention,
             node: id,
         });
         let tasks = vec![
             runtime.tasks.spawn("leadership", OnFailure::StopNode, gateway.clone().follow_leadership()).abort_on_drop(),
             runtime.tasks.spawn("timers", OnFailure::StopNode, release_when_due(gateway.clone())).abort_on_drop(),
+            runtime.tasks.spawn("places", OnFailure::StopNode, keep_places(gateway.clone())).abort_on_drop(),
+            runtime.tasks.spawn("retention", OnFailure::StopNode, trim_what_is_old(gateway.clone())).abort_on_drop(),
             runtime.tasks.spawn("index-feed", OnFailure::Log, feed.rebuild_when_empty(gateway.clone())).abort_on_drop(),
         ];
         match options.formation {
@@ -238,6 +244,7 @@ mod tests {
             raft: kubemq_raft::Options::new(0),
             queue: QueueLimits::default(),
             live: live::Limits::default(),
+            retention: Retention::default(),
             state: Limits::default(),
         }
     }

@@ -20,6 +20,7 @@ pub mod http;
 pub mod live;
 pub mod process;
 pub mod raw;
+pub mod stored;
 pub mod wait;
 
 use std::sync::Arc;

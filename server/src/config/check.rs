@@ -8,7 +8,8 @@ use kubemq_proto::validate::QueueLimits;
 
 use super::keys::{self, KEYS, Key, Value};
 use super::load::{Origin, Problem, Raw};
-use super::{Api, Config, Grpc, Invalid, LogFormat, Logging, Memory, Setting};
+use super::{Api, Config, Grpc, Invalid, LogFormat, Logging, Memory, Setting, retention};
+use crate::gateway::retention::{Keep, Retention};
 use crate::live;
 
 /// Returns the configuration that `raw` means. `machine` is the name of the machine.
@@ -72,6 +73,7 @@ impl Checked {
             log: Logging { level: self.text(&keys::LOG_LEVEL), format },
             queue: self.queue(),
             live: self.live(),
+            retention: self.retention(),
             memory: Memory { tail_cache_bytes: self.number(&keys::TAIL_CACHE), index_bytes: self.number(&keys::INDEX) },
             grace: Duration::from_secs(self.number(&keys::GRACE)),
             warnings,
@@ -94,6 +96,18 @@ impl Checked {
             max_message_bytes: self.size(&keys::GRPC_BODY),
             ..QueueLimits::default()
         }
+    }
+
+    fn retention(&self) -> Retention {
+        let some = |key| Some(self.number(key)).filter(|bound| *bound > 0);
+        let minutes = |minutes| Duration::from_secs(minutes * 60);
+        let all = Keep {
+            age: some(&keys::RETENTION).map(minutes),
+            events: some(&keys::RETENTION_EVENTS),
+            bytes: some(&keys::RETENTION_BYTES),
+        };
+        // What cannot be read was refused already.
+        Retention { all, rules: retention::parse(&self.text(&keys::RETENTION_RULES)).unwrap_or_default() }
     }
 
     fn live(&self) -> live::Limits {
@@ -160,6 +174,7 @@ mod tests {
         assert_eq!(config.grpc.body_limit, 104_857_600);
         assert_eq!(config.queue, QueueLimits::default());
         assert_eq!(config.live, live::Limits::default());
+        assert_eq!(config.retention, Retention::default());
         assert_eq!(config.log, Logging { level: "info".to_owned(), format: LogFormat::Auto });
         assert_eq!(config.grace, Duration::from_secs(10));
         assert!(config.settings.iter().all(|setting| setting.origin == Origin::Default));
@@ -195,6 +210,13 @@ mod tests {
         }
         assert_eq!(with(&[("LIMITS_TAIL_CACHE", "1GiB")]).unwrap().memory.tail_cache_bytes, 1 << 30);
         assert_eq!(with(&[("LIMITS_INDEX", "2GiB")]).unwrap().memory.index_bytes, 2 << 30);
+        let kept = with(&[("STORE_MAX_RETENTION", "5"), ("STORE_MAX_MESSAGES", "6"), ("STORE_MAX_QUEUE_SIZE", "7")]);
+        let keep = Keep { age: Some(Duration::from_secs(300)), events: Some(6), bytes: Some(7) };
+        assert_eq!(kept.unwrap().retention.all, keep);
+        assert_eq!(with(&[("STORE_MAX_RETENTION", "0")]).unwrap().retention.all, Keep::default());
+        let rules = with(&[("STORE_RETENTION", "a.*: events=5")]).unwrap().retention;
+        assert_eq!((rules.of("a.b").events, rules.of("b").events), (Some(5), None));
+        assert!(with(&[("STORE_RETENTION", "a.*: events=none")]).is_err());
         assert_eq!(with(&[("LOG_FORMAT", "JSON")]).unwrap().log.format, LogFormat::Json);
         assert_eq!(with(&[("LOG_LEVEL", "2")]).unwrap().log, with(&[("LOG_LEVEL", "info")]).unwrap().log);
     }

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use super::retention;
+
 /// One configuration key.
 #[derive(Debug)]
 pub struct Key {
@@ -53,6 +55,8 @@ pub enum Kind {
     Directory,
     /// One of several words.
     Word(&'static [&'static str]),
+    /// Rules by which the stored events of single channels are kept.
+    Retention,
     /// A log level, as a word or as the number by which commercial versions know it.
     Level,
 }
@@ -124,6 +128,55 @@ pub static DURABILITY: Key = Key {
     doc: "What an acknowledged message has survived. group: it is flushed to the disks of a majority before the \
           acknowledgement; what arrives meanwhile shares the next flush. interval, which flushes now and then, is \
           refused: this version does not have it yet.",
+    since: "0.1",
+};
+
+/// How long stored events are kept.
+pub static RETENTION: Key = Key {
+    name: "store.maxRetention",
+    aliases: &[],
+    env: &["STORE_MAX_RETENTION"],
+    kind: Kind::Number { min: 0, max: 52_704_000, unit: "minutes" },
+    default: "10080",
+    doc: "How long stored events are kept; 0: for ever. Queues keep their messages until they are consumed, whatever \
+          stands here.",
+    since: "0.1",
+};
+
+/// How many stored events are kept.
+pub static RETENTION_EVENTS: Key = Key {
+    name: "store.maxMessages",
+    aliases: &[],
+    env: &["STORE_MAX_MESSAGES"],
+    kind: Kind::Number { min: 0, max: I64, unit: "events" },
+    default: "0",
+    doc: "How many stored events a channel keeps; 0: all. Beyond it the oldest go, within ten seconds. Nothing is \
+          taken from queues.",
+    since: "0.1",
+};
+
+/// How many bytes of stored events are kept.
+pub static RETENTION_BYTES: Key = Key {
+    name: "store.maxQueueSize",
+    aliases: &[],
+    env: &["STORE_MAX_QUEUE_SIZE"],
+    kind: Kind::Bytes { min: 0, max: I64 },
+    default: "0",
+    doc: "How many bytes of stored events a channel keeps; 0: all. Beyond it the oldest go, within ten seconds. \
+          Nothing is taken from queues.",
+    since: "0.1",
+};
+
+/// What is kept of single channels.
+pub static RETENTION_RULES: Key = Key {
+    name: "store.retention",
+    aliases: &[],
+    env: &["STORE_RETENTION"],
+    kind: Kind::Retention,
+    default: "",
+    doc: "What is kept of channels by name, in rules like `orders.*: age=90m, events=1000; audit.>: bytes=10GiB`. * \
+          stands for one part of a name, a final > for all that follow; the first rule that matches counts, and what \
+          it leaves out is as for all channels. Ages are in s, m, h or d.",
     since: "0.1",
 };
 
@@ -376,6 +429,10 @@ pub static KEYS: &[&Key] = &[
     &DATA,
     &SEGMENT,
     &DURABILITY,
+    &RETENTION,
+    &RETENTION_EVENTS,
+    &RETENTION_BYTES,
+    &RETENTION_RULES,
     &GRPC_PORT,
     &GRPC_BIND,
     &GRPC_BODY,
@@ -402,6 +459,7 @@ pub static KEYS: &[&Key] = &[
 ];
 
 const I32: u64 = i32::MAX as u64;
+const I64: u64 = i64::MAX as u64;
 
 const fn queue(
     name: &'static str,
@@ -437,6 +495,7 @@ impl Key {
             Kind::Text | Kind::Directory if text.is_empty() => Err("cannot be empty".to_owned()),
             Kind::Text | Kind::Directory => Ok(Value::Text(text.to_owned())),
             Kind::Word(words) => word(text, words).map(Value::Text),
+            Kind::Retention => retention::parse(text).map(|_| Value::Text(text.to_owned())),
             Kind::Level => match text.parse::<usize>() {
                 Ok(number) if number < LEVELS.len() => Ok(Value::Text(LEVELS[number].to_owned())),
                 Ok(number) => Err(format!("{number} is not a log level: 0 to 5")),
@@ -455,6 +514,7 @@ impl Key {
             Kind::Text => "text".to_owned(),
             Kind::Directory => "a directory".to_owned(),
             Kind::Word(words) => words.join(", "),
+            Kind::Retention => "rules of the form channel: age=7d, events=1000, bytes=1GiB; …".to_owned(),
             Kind::Level => LEVELS.join(", "),
         }
     }
@@ -486,7 +546,7 @@ fn number(key: &Key, text: &str, min: u64, max: u64, unit: &str) -> Result<u64, 
     }
 }
 
-fn bytes(text: &str, min: u64, max: u64) -> Result<u64, String> {
+pub(super) fn bytes(text: &str, min: u64, max: u64) -> Result<u64, String> {
     let malformed = || format!("{text:?} is not a size, such as 1048576, 512KiB, 64MiB or 2GiB");
     let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
     let factor = match text[digits.len()..].trim().to_ascii_lowercase().as_str() {

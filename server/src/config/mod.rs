@@ -13,12 +13,14 @@ use std::time::Duration;
 use kubemq_proto::validate::QueueLimits;
 
 use self::keys::{Key, Value};
+use crate::gateway::retention::Retention;
 use crate::live;
 
 mod check;
 pub mod keys;
 mod legacy;
 mod load;
+mod retention;
 mod show;
 
 pub use load::{Origin, Problem, Sources};
@@ -43,6 +45,8 @@ pub struct Config {
     pub queue: QueueLimits,
     /// Bounds of events, commands and queries.
     pub live: live::Limits,
+    /// How long stored events are kept.
+    pub retention: Retention,
     /// Bounds of memory.
     pub memory: Memory,
     /// How long stopping may take altogether.

@@ -6,9 +6,11 @@
 //! reader's hands nor being settled.
 //!
 //! Every node keeps a desk. On a node that does not lead it only remembers what its own gateway's clients
-//! still hold, so that a node that comes to lead again hands none of that out a second time.
+//! still hold, so that a node that comes to lead again hands none of that out a second time. Who reads stored
+//! events is served by any node, but for groups (see [`readers`]).
 
 mod polls;
+mod readers;
 mod timers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -18,7 +20,9 @@ use kubemq_broker::{ChannelId, Copy, Effect, Kind, State};
 use kubemq_runtime::FixedHashMap;
 use kubemq_runtime::sync::Notify;
 
+use self::readers::Readers;
 pub(crate) use polls::Poll;
+pub(crate) use readers::{Leave, Member, ReaderKey, StoredEvent, Want};
 pub(crate) use timers::release_when_due;
 
 /// The replicated state and the desk, changed together.
@@ -39,6 +43,8 @@ pub(crate) struct Desk {
     next_poll: u64,
     /// Notified when a timer was set that is due before all others.
     pub(crate) timer_set: Arc<Notify>,
+    /// Who reads stored events.
+    pub(crate) readers: Readers,
 }
 
 /// What the desk knows of a channel that somebody reads. Without an entry, every living message is ready.
@@ -100,6 +106,7 @@ impl Core {
         for channel in ids {
             self.serve(channel);
         }
+        self.desk.readers.wake_all();
         self.desk.timer_set.notify_one();
     }
 
@@ -133,6 +140,7 @@ impl Core {
         for channel in ids {
             self.serve(channel);
         }
+        self.desk.readers.lead(&self.state);
         self.desk.timer_set.notify_one();
     }
 
@@ -140,6 +148,7 @@ impl Core {
     fn serve(&mut self, id: ChannelId) {
         let Some(channel) = self.state.channel_by_id(id) else { return };
         if channel.kind() != Kind::Queue {
+            self.wake_readers(id);
             return;
         }
         if let Some(polls) = self.desk.absent.remove(channel.name()) {

@@ -55,12 +55,6 @@ impl Gateway {
         Ok(self.live().subscribe(Pattern::Events, subscribe))
     }
 
-    /// Stores events; the results, in their order, come when it is known what became of them.
-    fn store_events(&self, events: Vec<Event>) -> impl Future<Output = Vec<EventResult>> + Send + 'static + use<> {
-        let refusal = Refusal::NotServed("SendEventsStream of stored events");
-        std::future::ready(events.into_iter().map(|event| failed(event.event_id, &refusal)).collect())
-    }
-
     fn is_deliverable(&self, event: &Event) -> bool {
         validate::is_deliverable(event.encoded_len(), self.limits().max_message_bytes)
     }

@@ -263,7 +263,7 @@ impl<'a> Filter<'a> {
 }
 
 /// Returns whether `name` matches a subject pattern: `*` stands for one part, a final `>` for all that follow.
-fn matches_wildcard(pattern: &str, name: &str) -> bool {
+pub(super) fn matches_wildcard(pattern: &str, name: &str) -> bool {
     let mut parts = name.split('.');
     let mut tokens = pattern.split('.').peekable();
     while let Some(token) = tokens.next() {

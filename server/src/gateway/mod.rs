@@ -6,6 +6,7 @@
 //!
 //! Start reading in [`take`], then [`held`].
 
+mod cursors;
 pub mod downstream;
 pub mod events;
 mod held;
@@ -14,8 +15,11 @@ mod outbox;
 pub mod queue_stream;
 mod receive;
 mod requests;
+pub mod retention;
 mod send;
+mod store;
 pub mod stream;
+pub mod subscription;
 mod take;
 mod transactions;
 pub mod upstream;
@@ -24,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kubemq_broker::{ChannelId, Kind, Name, Operation, Outcome, State};
+use kubemq_broker::{Channel, ChannelId, Kind, Name, Operation, Outcome, State};
 use kubemq_proto::validate::QueueLimits;
 use kubemq_raft::Node;
 use kubemq_runtime::sync::watch;
@@ -36,10 +40,15 @@ use crate::desk::Core;
 use crate::live::Live;
 use crate::metrics::Latency;
 
+use self::retention::Retention;
+
+pub(crate) use cursors::keep_places;
 pub use held::{Delivery, Held};
 pub(crate) use outbox::Outbox;
 pub use outbox::Submitted;
 pub use receive::Client;
+pub(crate) use retention::trim_what_is_old;
+pub use store::StoreEvents;
 pub use take::{Peeked, Take};
 pub use transactions::Transactions;
 
@@ -75,14 +84,15 @@ struct Inner {
     leading: watch::Sender<bool>,
     live: Live,
     limits: QueueLimits,
+    retention: Retention,
     node: u64,
 }
 
 impl Gateway {
     pub(crate) fn new(parts: Parts) -> Self {
         let (leading, _) = watch::channel(false);
-        let Parts { runtime, raft, log, core, outbox, live, limits, node } = parts;
-        Self(Arc::new(Inner { runtime, raft, log, core, outbox, leading, live, limits, node }))
+        let Parts { runtime, raft, log, core, outbox, live, limits, retention, node } = parts;
+        Self(Arc::new(Inner { runtime, raft, log, core, outbox, leading, live, limits, retention, node }))
     }
 
     /// Returns the doors of this node.
@@ -101,6 +111,12 @@ impl Gateway {
     #[must_use]
     pub fn live(&self) -> &Live {
         &self.0.live
+    }
+
+    /// Returns how long stored events are kept.
+    #[must_use]
+    pub fn retention(&self) -> &Retention {
+        &self.0.retention
     }
 
     /// Returns cluster time.
@@ -176,10 +192,13 @@ impl Gateway {
         }
     }
 
-    /// Returns whether somebody polls the channel or holds a message of it.
+    /// Returns whether somebody polls the channel, holds a message of it or reads its stored events.
     #[must_use]
     pub fn is_used(&self, channel: ChannelId) -> bool {
-        self.0.core.lock().desk.is_used(channel)
+        let core = self.0.core.lock();
+        let read =
+            |channel: &Channel| channel.kind() == Kind::EventsStore && core.desk.readers.count(channel.name()) > 0;
+        core.desk.is_used(channel) || core.state.channel_by_id(channel).is_some_and(read)
     }
 
     /// Returns how long batches took from being formed here to being committed and applied.
@@ -271,5 +290,6 @@ pub(crate) struct Parts {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) live: Live,
     pub(crate) limits: QueueLimits,
+    pub(crate) retention: Retention,
     pub(crate) node: u64,
 }

@@ -161,22 +161,31 @@ impl Publishes {
 }
 
 fn encode(message: &QueueMessage, name: &Name, delay: Duration, expiration: Duration, shared: &mut BytesMut) -> Bytes {
-    let need = HEAD_BYTES + name.as_bytes().len() + message.encoded_len();
+    let (delay, expiration) = (millis(delay), millis(expiration));
+    encode_publish(name, message.encoded_len(), shared, |out| {
+        publish_head(out, Kind::Queue, name, delay, expiration);
+        message.encode_raw(out);
+    })
+}
+
+/// Returns what `write` appends for a message of so many bytes: the operation that stores it.
+pub(super) fn encode_publish(
+    name: &Name,
+    message_bytes: usize,
+    shared: &mut BytesMut,
+    write: impl FnOnce(&mut BytesMut),
+) -> Bytes {
+    let need = HEAD_BYTES + name.as_bytes().len() + message_bytes;
     if need >= OWN_BYTES {
         let mut own = BytesMut::with_capacity(need);
-        write(message, name, delay, expiration, &mut own);
+        write(&mut own);
         return own.freeze();
     }
     if shared.capacity() < need {
         shared.reserve(SHARED_BYTES);
     }
-    write(message, name, delay, expiration, shared);
+    write(shared);
     shared.split().freeze()
-}
-
-fn write(message: &QueueMessage, name: &Name, delay: Duration, expiration: Duration, out: &mut BytesMut) {
-    publish_head(out, Kind::Queue, name, millis(delay), millis(expiration));
-    message.encode_raw(out);
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -6,6 +6,7 @@
 //! Start reading in [`server`], then [`door`].
 
 mod calls;
+mod connection;
 mod door;
 mod downstream;
 mod events;
@@ -28,7 +29,6 @@ use kubemq_proto::kubemq::{
     ReceiveQueueMessagesResponse, Request as KubemqRequest, Response as KubemqResponse, Result as EventResult,
     SendQueueMessageResult, StreamQueueMessagesRequest, StreamQueueMessagesResponse, Subscribe,
 };
-use kubemq_proto::strings::Refusal;
 use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) use door::Door;
@@ -42,10 +42,6 @@ type Answer<T> = Result<Response<T>, Status>;
 #[derive(Clone)]
 pub(crate) struct Service {
     door: Arc<Door>,
-}
-
-fn not_served<T>(method: &'static str) -> Answer<T> {
-    Err(Refusal::NotServed(method).into())
 }
 
 #[tonic::async_trait]
@@ -66,7 +62,7 @@ impl Kubemq for Service {
     }
 
     async fn subscribe_to_events(&self, request: Request<Subscribe>) -> Answer<Self::SubscribeToEventsStream> {
-        events::subscribe(&self.door, request)
+        events::subscribe(&self.door, request).await
     }
 
     async fn subscribe_to_requests(&self, request: Request<Subscribe>) -> Answer<Self::SubscribeToRequestsStream> {

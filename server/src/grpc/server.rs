@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use kubemq_proto::FILE_DESCRIPTOR_SET;
 use kubemq_proto::kubemq::kubemq_server::KubemqServer;
 use kubemq_runtime::Runtime;
@@ -13,6 +14,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use super::calls::CallsLayer;
+use super::connection::Watched;
 use super::door::Identity;
 use super::{Door, Phase, Service};
 
@@ -89,6 +91,7 @@ pub async fn serve(
         || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET);
     // Without this every small answer waits for the client's acknowledgement of the one before.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = incoming.map(|accepted| accepted.map(Watched::new));
     let (stopped, mut is_stopped) = watch::channel(false);
     let signal = {
         let (door, clock) = (Arc::clone(&door), clock.clone());

@@ -13,18 +13,36 @@ use kubemq_proto::strings::Refusal;
 use tonic::Status;
 
 use crate::gateway::stream::Stop;
+use crate::gateway::subscription::StoredSubscription;
 use crate::live::Subscription;
 
 /// The frames of one subscription. Dropping it ends the subscription.
 pub(crate) struct Frames {
-    subscription: Subscription,
+    source: Source,
+    signal: Stop,
     stop: Option<BoxFuture<'static, ()>>,
+}
+
+/// Where they come from.
+enum Source {
+    Live(Subscription),
+    Stored(StoredSubscription),
 }
 
 impl Frames {
     /// Streams a subscription to what is not stored, until the node stops.
     pub(crate) fn live(subscription: Subscription, stop: Stop) -> Self {
-        Self { subscription, stop: Some(Box::pin(async move { stop.raised().await })) }
+        Self::new(Source::Live(subscription), stop)
+    }
+
+    /// Streams a subscription to stored events, until the node stops.
+    pub(crate) fn stored(subscription: StoredSubscription, stop: Stop) -> Self {
+        Self::new(Source::Stored(subscription), stop)
+    }
+
+    fn new(source: Source, stop: Stop) -> Self {
+        let signal = stop.clone();
+        Self { source, signal, stop: Some(Box::pin(async move { stop.raised().await })) }
     }
 }
 
@@ -32,8 +50,18 @@ impl Stream for Frames {
     type Item = Result<Frame, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if let Poll::Ready(Some(frame)) = self.subscription.poll_next(cx) {
-            return Poll::Ready(Some(Ok(frame)));
+        let this = &mut *self;
+        let frame = match &mut this.source {
+            Source::Live(subscription) => match subscription.poll_next(cx) {
+                Poll::Ready(Some(frame)) => Poll::Ready(Ok(frame)),
+                Poll::Ready(None) | Poll::Pending => Poll::Pending,
+            },
+            // Of these there may be more for a long time.
+            Source::Stored(_) if this.signal.is_raised() => Poll::Pending,
+            Source::Stored(subscription) => subscription.poll_next(cx).map_err(Status::from),
+        };
+        if let Poll::Ready(frame) = frame {
+            return Poll::Ready(Some(frame));
         }
         let Some(stop) = &mut self.stop else { return Poll::Ready(None) };
         if stop.as_mut().poll(cx).is_pending() {

@@ -180,6 +180,7 @@ fn options(config: &Config, data: PathBuf) -> Options {
         raft: kubemq_raft::Options::new(0),
         queue: config.queue.clone(),
         live: config.live.clone(),
+        retention: config.retention.clone(),
         state: kubemq_broker::Limits { index_bytes: config.memory.index_bytes, ..kubemq_broker::Limits::default() },
     }
 }

@@ -116,6 +116,7 @@ impl Program for Nodes {
                 raft,
                 queue: QueueLimits::default(),
                 live: kubemq_server::live::Limits::default(),
+                retention: kubemq_server::gateway::retention::Retention::default(),
                 state: Limits::default(),
             };
             let index = IndexWriter::start(|| Ok((MemoryIndex::new(), Opening::Fresh)), &runtime);

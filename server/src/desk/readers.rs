@@ -1,0 +1,456 @@
+//! Who reads stored events here, and what each of them was given.
+//!
+//! A *reader* has one place in one channel: a client alone, or all members of a group together. Its members are
+//! given stretches of events, each event to one of them, and say how far their connections took them. What a member
+//! leaves behind undelivered goes to the others, and before newer events. A member whose connection takes nothing
+//! for a while gives back what waits for it: it can be read again, and must neither cost memory nor keep events from
+//! others.
+//!
+//! Places survive as cursors in the replicated state. Here is only what is ahead of them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::task::Waker;
+
+use bytes::Bytes;
+use kubemq_broker::{Channel, ChannelId, Kind, Operation, Reader, Stretch};
+use kubemq_runtime::sync::Notify;
+use parking_lot::Mutex;
+
+use super::Core;
+
+/// Events that one member of several is given at a time, at most, so that the others get some.
+const SHARE: u64 = 64;
+
+/// Names a reader: a channel, which need not exist, and who reads it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ReaderKey {
+    /// The channel's name: a channel that is deleted and made anew is read on from its beginning.
+    pub(crate) channel: Arc<str>,
+    pub(crate) reader: Reader,
+}
+
+/// Everybody who reads.
+#[derive(Default)]
+pub(crate) struct Readers {
+    channels: BTreeMap<Arc<str>, BTreeMap<Reader, Open>>,
+    next_member: u64,
+    /// Notified when somebody reads after nobody did.
+    pub(crate) came: Arc<Notify>,
+}
+
+/// A reader with members.
+#[derive(Default)]
+struct Open {
+    /// Unknown until the first member has joined.
+    place: Option<Place>,
+    joining: usize,
+    members: BTreeMap<u64, Arc<Member>>,
+    /// Members that found nothing, longest wait first.
+    waiting: VecDeque<(u64, Waker)>,
+    /// Notified when a member leaves.
+    left: Arc<Notify>,
+}
+
+/// Where a reader is.
+struct Place {
+    channel: ChannelId,
+    /// The first event that was given to nobody yet, but for those that came back.
+    next: u64,
+    /// What came back undelivered: first sequences and the ones behind the last.
+    returned: BTreeMap<u64, u64>,
+    /// The cursor that was last proposed.
+    noted: u64,
+}
+
+/// One subscription.
+pub(crate) struct Member {
+    id: u64,
+    given: Mutex<Given>,
+}
+
+/// What a member was given and its connection did not take yet, or took a moment ago.
+#[derive(Default)]
+struct Given {
+    batches: VecDeque<Batch>,
+    /// Read from the log, in the order of the batches.
+    events: VecDeque<StoredEvent>,
+    /// Counts how often events were taken away: what was being read then is not wanted any more.
+    generation: u64,
+    /// The connection asked for more since the last look.
+    asked: bool,
+    taken_events: u64,
+    taken_bytes: u64,
+}
+
+/// Consecutive events that a member was given.
+struct Batch {
+    /// Everything below is noted, or about to be.
+    kept: u64,
+    /// What the connection had taken at the last look.
+    aged: u64,
+    /// What the connection takes next.
+    next: u64,
+    end: u64,
+}
+
+/// An event on its way to a connection.
+#[derive(Debug)]
+pub(crate) struct StoredEvent {
+    pub(crate) sequence: u64,
+    pub(crate) time: u64,
+    /// As it is stored; none when it cannot be read.
+    pub(crate) event: Option<Bytes>,
+}
+
+/// How much a member wants at a time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Want {
+    pub(crate) events: u64,
+    pub(crate) bytes: u64,
+}
+
+/// How a member leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// The client has what its connection took.
+    Clean,
+    /// The connection is lost: what it took a moment ago may not have arrived.
+    Lost,
+}
+
+/// A place to be proposed.
+#[derive(Clone, Debug)]
+pub(crate) struct Note {
+    pub(crate) key: ReaderKey,
+    pub(crate) operation: Operation,
+}
+
+impl Readers {
+    fn open(&mut self, key: &ReaderKey) -> Option<&mut Open> {
+        self.channels.get_mut(&key.channel)?.get_mut(&key.reader)
+    }
+
+    /// Announces a member: the reader's place is kept until it has joined or given up.
+    ///
+    /// # Errors
+    ///
+    /// What is notified when the one leaves who reads alone as the same client.
+    pub(crate) fn announce(&mut self, key: &ReaderKey) -> Result<(), Arc<Notify>> {
+        if self.channels.is_empty() {
+            self.came.notify_one();
+        }
+        let open = self.channels.entry(Arc::clone(&key.channel)).or_default().entry(key.reader.clone()).or_default();
+        if !key.reader.is_group() && (open.joining > 0 || !open.members.is_empty()) {
+            return Err(Arc::clone(&open.left));
+        }
+        open.joining += 1;
+        Ok(())
+    }
+
+    /// Returns whether somebody may be announced.
+    pub(crate) fn is_free(&self, key: &ReaderKey) -> bool {
+        let open = self.channels.get(&key.channel).and_then(|readers| readers.get(&key.reader));
+        key.reader.is_group() || open.is_none_or(|open| open.joining == 0 && open.members.is_empty())
+    }
+
+    /// Takes an announcement back.
+    pub(crate) fn give_up(&mut self, key: &ReaderKey) {
+        if let Some(open) = self.open(key) {
+            open.joining -= 1;
+            open.left.notify_waiters();
+        }
+        self.tidy(key);
+    }
+
+    /// Makes an announced member one. Without others the reader begins behind `after`.
+    pub(crate) fn join(&mut self, key: &ReaderKey, channel: ChannelId, after: u64) -> Option<Arc<Member>> {
+        self.next_member += 1;
+        let member = Arc::new(Member { id: self.next_member, given: Mutex::default() });
+        let open = self.open(key)?;
+        open.joining -= 1;
+        open.place.get_or_insert_with(|| Place { channel, next: after + 1, returned: BTreeMap::new(), noted: after });
+        open.members.insert(member.id, Arc::clone(&member));
+        Some(member)
+    }
+
+    fn tidy(&mut self, key: &ReaderKey) {
+        let Some(readers) = self.channels.get_mut(&key.channel) else { return };
+        if readers.get(&key.reader).is_some_and(|open| open.joining == 0 && open.members.is_empty()) {
+            readers.remove(&key.reader);
+        }
+        if readers.is_empty() {
+            self.channels.remove(&key.channel);
+        }
+    }
+
+    /// Returns whether nobody reads.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.channels.is_empty()
+    }
+
+    /// Returns how many members read `channel`.
+    pub(crate) fn count(&self, channel: &str) -> usize {
+        self.channels.get(channel).map_or(0, |readers| readers.values().map(|open| open.members.len()).sum())
+    }
+
+    /// Has every waiting member look again.
+    pub(crate) fn wake_all(&mut self) {
+        for open in self.channels.values_mut().flat_map(BTreeMap::values_mut) {
+            open.wake(usize::MAX);
+        }
+    }
+
+    /// The places of groups may have been moved by another leader.
+    pub(super) fn lead(&mut self, state: &kubemq_broker::State) {
+        for (name, readers) in &mut self.channels {
+            for (reader, open) in readers.iter_mut().filter(|(reader, _)| reader.is_group()) {
+                let cursor = state.channel(Kind::EventsStore, name).and_then(|channel| channel.cursor(reader));
+                if let (Some(place), Some(cursor)) = (&mut open.place, cursor) {
+                    place.next = place.next.max(cursor + 1);
+                }
+            }
+        }
+        self.wake_all();
+    }
+}
+
+impl Core {
+    /// Gives a member the next events. Without any, `waker` is woken when there are some.
+    pub(crate) fn give_events(
+        &mut self,
+        key: &ReaderKey,
+        member: &Member,
+        want: Want,
+        waker: &Waker,
+    ) -> Option<(u64, Vec<Stretch>)> {
+        let state = &self.state;
+        let open = self.desk.readers.open(key)?;
+        let place = open.place.as_mut()?;
+        let known = state.channel_by_id(place.channel);
+        let Some(channel) = known.or_else(|| state.channel(Kind::EventsStore, &key.channel)) else {
+            open.wait(member, waker);
+            return None;
+        };
+        if channel.id() != place.channel {
+            // It was deleted and made anew: what was given of the former one is nobody's place any more.
+            *place = Place { channel: channel.id(), next: 1, returned: BTreeMap::new(), noted: 0 };
+            open.members.values().for_each(|member| member.given.lock().batches.clear());
+        }
+        let share = if open.members.len() > 1 {
+            let ready = channel.next_sequence().saturating_sub(place.next) + place.returned_count();
+            ready.div_ceil(open.members.len() as u64).min(SHARE)
+        } else {
+            u64::MAX
+        };
+        let mut given = member.given.lock();
+        let stretches = place.take(channel, Want { events: want.events.min(share), ..want }, &mut given);
+        if stretches.is_empty() {
+            drop(given);
+            open.wait(member, waker);
+            return None;
+        }
+        if place.has_more(channel) {
+            open.wake(1);
+        }
+        Some((given.generation, stretches))
+    }
+
+    /// Removes a member. Returns the place to be proposed when it left in good order.
+    pub(crate) fn leave_reader(&mut self, key: &ReaderKey, member: &Member, leave: Leave) -> Option<Note> {
+        let open = self.desk.readers.open(key)?;
+        open.members.remove(&member.id)?;
+        open.waiting.retain(|(id, _)| *id != member.id);
+        let place = open.place.as_mut()?;
+        let counts = member.given.lock().end(leave, &mut place.returned);
+        let note = (leave == Leave::Clean).then(|| open.note(key, counts)).flatten();
+        open.wake(usize::MAX);
+        open.left.notify_waiters();
+        self.desk.readers.tidy(key);
+        note
+    }
+
+    /// Looks how far everybody came: what connections took before the last look is noted. Who took nothing since
+    /// then gives back what waits for it.
+    pub(crate) fn note_readers(&mut self) -> Vec<Note> {
+        let mut notes = Vec::new();
+        for (channel, readers) in &mut self.desk.readers.channels {
+            for (reader, open) in readers {
+                let Some(place) = &mut open.place else { continue };
+                let returned = place.returned.len();
+                let mut counts = (0, 0);
+                for member in open.members.values() {
+                    let (events, bytes) = member.given.lock().look(&mut place.returned);
+                    counts = (counts.0 + events, counts.1 + bytes);
+                }
+                if place.returned.len() > returned {
+                    open.wake(usize::MAX);
+                }
+                let key = ReaderKey { channel: Arc::clone(channel), reader: reader.clone() };
+                notes.extend(open.note(&key, counts));
+            }
+        }
+        notes
+    }
+
+    /// Forgets that a place was proposed: it did not become known what came of it.
+    pub(crate) fn note_again(&mut self, key: &ReaderKey) {
+        if let Some(place) = self.desk.readers.open(key).and_then(|open| open.place.as_mut()) {
+            place.noted = 0;
+        }
+    }
+
+    /// Wakes those who wait for events of this channel, as many as there are events for.
+    pub(super) fn wake_readers(&mut self, id: ChannelId) {
+        let Some(channel) = self.state.channel_by_id(id) else { return };
+        let Some(readers) = self.desk.readers.channels.get_mut(channel.name()) else { return };
+        for open in readers.values_mut() {
+            let next = open.place.as_ref().filter(|place| place.channel == id).map_or(1, |place| place.next);
+            let ready = channel.next_sequence().saturating_sub(next);
+            open.wake(usize::try_from(ready).unwrap_or(usize::MAX));
+        }
+    }
+}
+
+impl Open {
+    fn wait(&mut self, member: &Member, waker: &Waker) {
+        self.waiting.retain(|(id, _)| *id != member.id);
+        self.waiting.push_back((member.id, waker.clone()));
+    }
+
+    fn wake(&mut self, most: usize) {
+        let count = most.min(self.waiting.len());
+        for (_, waker) in self.waiting.drain(..count) {
+            waker.wake();
+        }
+    }
+
+    /// Returns what is to be proposed, if it says anything new.
+    fn note(&mut self, key: &ReaderKey, (events, bytes): (u64, u64)) -> Option<Note> {
+        let place = self.place.as_mut()?;
+        let kept = self.members.values().filter_map(|member| member.given.lock().lowest()).min();
+        let returned = place.returned.keys().next().copied();
+        let after = kept.into_iter().chain(returned).min().unwrap_or(u64::MAX).min(place.next) - 1;
+        if after <= place.noted && events == 0 {
+            return None;
+        }
+        place.noted = after;
+        let reader = key.reader.clone();
+        let operation = Operation::MoveCursor { channel: place.channel, reader, after, events, bytes };
+        Some(Note { key: key.clone(), operation })
+    }
+}
+
+impl Place {
+    fn returned_count(&self) -> u64 {
+        self.returned.iter().map(|(first, end)| end - first).sum()
+    }
+
+    fn has_more(&self, channel: &Channel) -> bool {
+        self.next < channel.next_sequence() || !self.returned.is_empty()
+    }
+
+    /// Takes the next stretches for a member: what came back first, then what is new.
+    fn take(&mut self, channel: &Channel, want: Want, given: &mut Given) -> Vec<Stretch> {
+        let mut stretches = Vec::new();
+        let (mut events, mut bytes) = (want.events, want.bytes);
+        while events > 0 && bytes > 0 {
+            let back = self.returned.pop_first();
+            let (from, end) = back.unwrap_or((self.next, u64::MAX));
+            let Some(stretch) = channel.stretch(from).filter(|stretch| stretch.first_sequence < end) else {
+                // What came back was removed meanwhile, or nothing is left.
+                if back.is_some() { continue } else { break }
+            };
+            let each = (stretch.bytes / u64::from(stretch.count)).max(1);
+            let count =
+                u64::from(stretch.count).min(end - stretch.first_sequence).min(events).min(bytes.div_ceil(each));
+            let behind = stretch.first_sequence + count;
+            match back {
+                None => self.next = behind,
+                Some(_) if behind < end => drop(self.returned.insert(behind, end)),
+                Some(_) => {}
+            }
+            events -= count;
+            bytes = bytes.saturating_sub(count * each);
+            given.add(stretch.first_sequence, behind);
+            stretches.push(Stretch { count: u16::try_from(count).unwrap_or(stretch.count), ..stretch });
+        }
+        stretches
+    }
+}
+
+impl Member {
+    /// Returns the next event for the connection, which takes it now, and how many are left.
+    pub(crate) fn take(&self) -> Option<(StoredEvent, usize)> {
+        let mut given = self.given.lock();
+        given.asked = true;
+        let event = given.events.pop_front()?;
+        // Batches lie in the order of the events.
+        if let Some(batch) = given.batches.iter_mut().find(|batch| batch.next < batch.end) {
+            batch.next = event.sequence + 1;
+        }
+        if let Some(bytes) = &event.event {
+            given.taken_events += 1;
+            given.taken_bytes += bytes.len() as u64;
+        }
+        Some((event, given.events.len()))
+    }
+
+    /// Adds events that were read, unless they were taken away since `generation`.
+    pub(crate) fn add(&self, generation: u64, events: impl IntoIterator<Item = StoredEvent>) {
+        let mut given = self.given.lock();
+        if given.generation == generation {
+            given.events.extend(events);
+        }
+    }
+}
+
+impl Given {
+    fn add(&mut self, first: u64, end: u64) {
+        match self.batches.back_mut() {
+            Some(last) if last.end == first => last.end = end,
+            _ => self.batches.push_back(Batch { kept: first, aged: first, next: first, end }),
+        }
+    }
+
+    /// The lowest event that is not to be noted yet.
+    fn lowest(&self) -> Option<u64> {
+        self.batches.iter().filter(|batch| batch.kept < batch.end).map(|batch| batch.kept).min()
+    }
+
+    fn look(&mut self, returned: &mut BTreeMap<u64, u64>) -> (u64, u64) {
+        let is_stalled = !std::mem::take(&mut self.asked);
+        for batch in &mut self.batches {
+            batch.kept = batch.aged;
+            batch.aged = batch.next;
+            if is_stalled && batch.next < batch.end {
+                returned.insert(batch.next, batch.end);
+                batch.end = batch.next;
+            }
+        }
+        if is_stalled {
+            self.events = VecDeque::new();
+            self.generation += 1;
+        }
+        while self.batches.front().is_some_and(|batch| batch.kept >= batch.end) {
+            self.batches.pop_front();
+        }
+        self.take_counts()
+    }
+
+    fn end(&mut self, leave: Leave, returned: &mut BTreeMap<u64, u64>) -> (u64, u64) {
+        for batch in self.batches.drain(..) {
+            let from = if leave == Leave::Clean { batch.next } else { batch.kept };
+            if from < batch.end {
+                returned.insert(from, batch.end);
+            }
+        }
+        self.events.clear();
+        self.generation += 1;
+        self.take_counts()
+    }
+
+    fn take_counts(&mut self) -> (u64, u64) {
+        (std::mem::take(&mut self.taken_events), std::mem::take(&mut self.taken_bytes))
+    }
+}

@@ -1,0 +1,346 @@
+//! Subscribing to stored events: from the log to a connection, at the connection's pace.
+//!
+//! There is no task between the log and a connection. What the connection takes next is read when it has taken what
+//! was read before, or a little earlier when it has to come from a file; who lags therefore slows nobody but itself.
+//! The place of a reader follows what its connections took (see [`readers`](crate::desk)).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use kubemq_broker::{ChannelId, Kind, Name, Operation, Outcome, Reader, Start, Stretch};
+use kubemq_proto::frame::Frame;
+use kubemq_proto::kubemq::Subscribe;
+use kubemq_proto::strings::Refusal;
+use kubemq_proto::subscribe::{self, Position};
+use kubemq_storage::Error as StorageError;
+use kubemq_storage::log::Log;
+
+use super::{Gateway, Unavailable, send};
+use crate::desk::{Leave, Member, ReaderKey, StoredEvent, Want};
+
+/// What a subscription asks for at a time.
+const WANT: Want = Want { events: 1024, bytes: 512 * 1024 };
+/// With fewer events than this left, the next ones are read from the file already.
+const READ_AHEAD: usize = 256;
+/// How long a client that is still registered may take to go: its end may have been noticed elsewhere first.
+const LEAVING: Duration = Duration::from_millis(500);
+/// How often a place is asked for of which it did not become known whether it was given.
+const ATTEMPTS: usize = 5;
+
+/// Whether a client's connection is lost, as opposed to a stream that it ended. Clones are the same connection.
+#[derive(Clone, Debug, Default)]
+pub struct Connection(Arc<AtomicBool>);
+
+impl Connection {
+    /// Notes that the connection is lost.
+    pub fn lose(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn is_lost(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl Gateway {
+    /// Subscribes to stored events. A reader that was here before goes on where it was; the position counts only for
+    /// one that was not, and is fixed when this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] when this node cannot serve the subscription now; the refusal when it never can.
+    pub async fn subscribe_stored(
+        &self,
+        subscribe: &Subscribe,
+        connection: Connection,
+    ) -> Result<Result<StoredSubscription, Refusal>, Unavailable> {
+        let position = match subscribe::stored_events(subscribe) {
+            Ok(position) => position,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let reader = if subscribe.group.is_empty() {
+            Name::new(&subscribe.client_id).map(|client| Reader::client(&client))
+        } else {
+            Name::new(&subscribe.group).map(|group| Reader::group(&group))
+        };
+        let (Ok(name), Ok(reader)) = (Name::new(&subscribe.channel), reader) else {
+            return Ok(Err(Refusal::EmptyChannel));
+        };
+        let key = ReaderKey { channel: name.as_str().into(), reader };
+        let Some(announced) = self.announce(&key).await else { return Ok(Err(Refusal::StoreClientRegistered)) };
+        let start = self.start(&key, position).await?;
+        let open = Operation::OpenCursor { channel: name, reader: key.reader.clone(), start }.to_bytes();
+        let mut outcomes = Err(Unavailable::Unknown);
+        for _ in 0..ATTEMPTS {
+            outcomes = self.commit(vec![open.clone()]).await;
+            if outcomes != Err(Unavailable::Unknown) {
+                break;
+            }
+        }
+        match outcomes?.first() {
+            Some(Outcome::Opened { channel, after }) => {
+                let member = announced.join(*channel, *after).ok_or(Unavailable::Unknown)?;
+                Ok(Ok(StoredSubscription {
+                    gateway: self.clone(),
+                    key,
+                    member,
+                    connection,
+                    reading: None,
+                    lags: false,
+                    left: 0,
+                }))
+            }
+            Some(Outcome::Refused(reason)) => Ok(Err(send::refusal(*reason))),
+            _ => Err(Unavailable::Unknown),
+        }
+    }
+
+    /// Returns nothing when the same client reads the channel alone and stays.
+    async fn announce(&self, key: &ReaderKey) -> Option<Announced> {
+        let clock = &self.runtime().clock;
+        let deadline = clock.now() + LEAVING;
+        loop {
+            // Told of leaving from before the lock is given up.
+            let left = match self.with_core(|core| core.desk.readers.announce(key)) {
+                Ok(()) => return Some(Announced { gateway: self.clone(), key: Some(key.clone()) }),
+                Err(left) => left,
+            };
+            let mut notified = std::pin::pin!(left.notified());
+            notified.as_mut().enable();
+            if self.with_core(|core| core.desk.readers.is_free(key)) {
+                continue;
+            }
+            clock.timeout_at(deadline, notified).await.ok()?;
+        }
+    }
+
+    async fn start(&self, key: &ReaderKey, position: Position) -> Result<Start, Unavailable> {
+        let time = match position {
+            Position::New => return Ok(Start::New),
+            Position::First => return Ok(Start::First),
+            Position::Last => return Ok(Start::Last),
+            Position::Sequence(sequence) => return Ok(Start::At(sequence)),
+            Position::Time(time) => time,
+            Position::Ago(ago) => self.time().0.saturating_sub(ago),
+        };
+        self.barrier().await?;
+        let channel = self.with_core(|core| {
+            let channel = core.state.channel(Kind::EventsStore, &key.channel)?;
+            channel.cursor(&key.reader).is_none().then(|| channel.id())
+        });
+        match channel {
+            Some(channel) => Ok(Start::At(self.first_event_from(channel, time).await?)),
+            // There is nothing before the subscription, or its place is known.
+            None => Ok(Start::New),
+        }
+    }
+
+    /// Returns the sequence of the first event that was stored at `time` or later; the next one when there is none.
+    pub(crate) async fn first_event_from(&self, channel: ChannelId, time: u64) -> Result<u64, Unavailable> {
+        let moment = self.0.log.moment(time);
+        let between = self.with_core(|core| {
+            let channel = core.state.channel_by_id(channel)?;
+            let low = channel.first_from_entry(moment.before.unwrap_or(0));
+            Some((low, moment.from.map_or(channel.next_sequence(), |entry| channel.first_from_entry(entry))))
+        });
+        let Some((mut low, mut high)) = between else { return Ok(1) };
+        while low < high {
+            let middle = low + (high - low) / 2;
+            // What was trimmed meanwhile is older.
+            if self.event_time(channel, middle).await?.is_some_and(|stored| stored >= time) {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        Ok(low)
+    }
+
+    /// Returns when an event was stored; nothing when it is gone.
+    pub(crate) async fn event_time(&self, channel: ChannelId, sequence: u64) -> Result<Option<u64>, Unavailable> {
+        let Some((entry, part)) = self.place_of_event(channel, sequence) else { return Ok(None) };
+        match self.0.log.read_part(entry, part).await {
+            Ok(read) => Ok(Some(read.time)),
+            Err(error) => Err(unreadable(&error, entry, part)),
+        }
+    }
+
+    /// Returns whether the sparse index of the log says that an event was stored at `time` or later.
+    pub(crate) fn is_surely_from(&self, channel: ChannelId, sequence: u64, time: u64) -> bool {
+        let from = self.0.log.moment(time).from;
+        let place = self.place_of_event(channel, sequence);
+        from.zip(place).is_some_and(|(from, (entry, _))| entry >= from)
+    }
+
+    fn place_of_event(&self, channel: ChannelId, sequence: u64) -> Option<(u64, u16)> {
+        self.with_core(|core| {
+            let location = core.state.channel_by_id(channel)?.locate(sequence)?;
+            Some((location.entry, location.part))
+        })
+    }
+
+    fn leads_now(&self) -> bool {
+        *self.0.leading.borrow()
+    }
+}
+
+fn unreadable(error: &StorageError, entry: u64, part: u16) -> Unavailable {
+    tracing::error!(entry, part, error = %kubemq_runtime::chain(error), "a stored event is damaged");
+    Unavailable::Unreadable(error.to_string())
+}
+
+/// A subscription that is about to begin; dropping it gives up.
+struct Announced {
+    gateway: Gateway,
+    key: Option<ReaderKey>,
+}
+
+impl Announced {
+    fn join(mut self, channel: ChannelId, after: u64) -> Option<Arc<Member>> {
+        let key = self.key.take()?;
+        self.gateway.with_core(|core| core.desk.readers.join(&key, channel, after))
+    }
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            self.gateway.with_core(|core| core.desk.readers.give_up(&key));
+        }
+    }
+}
+
+/// The events of one subscription. Dropping it ends the subscription; what its connection took is noted at once,
+/// unless the connection is lost.
+pub struct StoredSubscription {
+    gateway: Gateway,
+    key: ReaderKey,
+    member: Arc<Member>,
+    connection: Connection,
+    reading: Option<BoxFuture<'static, Result<(), Unavailable>>>,
+    /// Since there was last nothing to read, something had to be read from a file.
+    lags: bool,
+    /// Events that waited for the connection when it last took one.
+    left: usize,
+}
+
+impl StoredSubscription {
+    /// Returns the next event as its receiver is sent it.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, Refusal>> {
+        loop {
+            if self.left < READ_AHEAD {
+                if self.lags && self.reading.is_none() {
+                    self.fetch(cx.waker());
+                }
+                if let Some(reading) = &mut self.reading
+                    && let Poll::Ready(read) = reading.as_mut().poll(cx)
+                {
+                    self.reading = None;
+                    if let Err(error) = read {
+                        return Poll::Ready(Err(error.refusal()));
+                    }
+                }
+            }
+            if let Some((event, left)) = self.member.take() {
+                self.left = left;
+                let StoredEvent { sequence, time, event } = event;
+                let Some(event) = event else { continue };
+                return Poll::Ready(Ok(Frame::stored_event(&self.key.channel, time, sequence, event)));
+            }
+            if std::mem::take(&mut self.left) >= READ_AHEAD {
+                // They were given back meanwhile.
+                continue;
+            }
+            if self.reading.is_some() || !self.fetch(cx.waker()) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Gets the next events from memory, or begins to read them. Returns whether there are any; if not, `waker` is
+    /// woken when there are.
+    fn fetch(&mut self, waker: &Waker) -> bool {
+        // A group is served by one node, the one that leads; it wakes its members when it comes to lead.
+        let want =
+            if self.key.reader.is_group() && !self.gateway.leads_now() { Want { events: 0, ..WANT } } else { WANT };
+        let given = self.gateway.with_core(|core| core.give_events(&self.key, &self.member, want, waker));
+        let Some((generation, stretches)) = given else {
+            self.lags = false;
+            return false;
+        };
+        let log = &self.gateway.0.log;
+        let mut rest = stretches.as_slice();
+        while let Some((stretch, later)) = rest.split_first()
+            && let Some(parts) = log.cached_parts(stretch.entry, parts(stretch))
+        {
+            self.member.add(generation, events(stretch, parts.time, parts.bytes));
+            rest = later;
+        }
+        if !rest.is_empty() {
+            self.lags = true;
+            let (log, member, stretches) = (log.clone(), Arc::clone(&self.member), rest.to_vec());
+            self.reading = Some(Box::pin(async move {
+                for stretch in stretches {
+                    let events = read_stretch(&log, &stretch).await?;
+                    member.add(generation, events);
+                }
+                Ok(())
+            }));
+        }
+        true
+    }
+}
+
+impl Drop for StoredSubscription {
+    fn drop(&mut self) {
+        let leave = if self.connection.is_lost() { Leave::Lost } else { Leave::Clean };
+        let note = self.gateway.with_core(|core| core.leave_reader(&self.key, &self.member, leave));
+        if let Some(note) = note {
+            // Ordered before whatever this client asks for next.
+            self.gateway.submit(vec![note.operation.to_bytes()]).forget();
+        }
+    }
+}
+
+fn parts(stretch: &Stretch) -> std::ops::Range<u16> {
+    stretch.first_part..stretch.first_part + stretch.count
+}
+
+/// Reads a stretch. Events that are damaged are passed over, each for itself, and logged.
+async fn read_stretch(log: &Log, stretch: &Stretch) -> Result<Vec<StoredEvent>, Unavailable> {
+    match log.read_parts(stretch.entry, parts(stretch)).await {
+        Ok(read) => return Ok(events(stretch, read.time, read.bytes).collect()),
+        Err(StorageError::Damaged { .. } | StorageError::NotFound { .. }) => {}
+        Err(error) => return Err(unreadable(&error, stretch.entry, stretch.first_part)),
+    }
+    let mut all = Vec::with_capacity(usize::from(stretch.count));
+    for (sequence, part) in (stretch.first_sequence..).zip(parts(stretch)) {
+        let (time, event) = match log.read_part(stretch.entry, part).await {
+            Ok(read) => (read.time, message(&read.bytes)),
+            Err(error) => {
+                drop(unreadable(&error, stretch.entry, part));
+                (0, None)
+            }
+        };
+        all.push(StoredEvent { sequence, time, event });
+    }
+    Ok(all)
+}
+
+fn events(stretch: &Stretch, time: u64, parts: Vec<bytes::Bytes>) -> impl Iterator<Item = StoredEvent> {
+    (stretch.first_sequence..).zip(parts).map(move |(sequence, operation)| StoredEvent {
+        sequence,
+        time,
+        event: message(&operation),
+    })
+}
+
+fn message(operation: &bytes::Bytes) -> Option<bytes::Bytes> {
+    match Operation::decode(operation) {
+        Ok(Operation::Publish { message, .. }) => Some(message),
+        _ => None,
+    }
+}
