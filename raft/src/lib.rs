@@ -19,6 +19,7 @@ mod maintenance;
 pub mod network;
 pub mod node;
 mod options;
+mod reclaim;
 mod snapshot;
 mod snapshot_file;
 mod state_machine;

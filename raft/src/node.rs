@@ -12,7 +12,7 @@ use futures_util::{StreamExt, stream};
 use kubemq_runtime::sync::{mpsc, oneshot, watch};
 use kubemq_runtime::task::AbortOnDrop;
 use kubemq_runtime::{Instant, OnFailure, Runtime, chain};
-use kubemq_storage::log::{Log, SegmentInfo};
+use kubemq_storage::log::Log;
 use kubemq_storage::snapshot::{Loaded, Snapshots};
 use openraft::{AsyncRuntime, Raft};
 use parking_lot::Mutex;
@@ -23,11 +23,12 @@ use crate::core::{Core, Engine, Mark, Proposals};
 use crate::error::{Error, PeerError, Refused, Unavailable};
 use crate::log_store::LogStore;
 use crate::machine::{Machine, Meta, Shared};
-use crate::maintenance::{self, Maintenance, Request};
+use crate::maintenance::{Maintenance, Request};
 use crate::network::client::Clients;
 use crate::network::{Call, Channel, Frame, Peer, Peers, Replies, frame};
 use crate::options::Options;
-use crate::snapshot::Receiver;
+use crate::reclaim::Marks;
+use crate::snapshot::{Install, Receiver};
 use crate::state_machine::{RestoreError, StateMachine};
 use crate::status::{Member, Role, Status};
 use crate::time::ClusterTime;
@@ -89,7 +90,7 @@ pub async fn start<R: AsyncRuntime>(
     let options = Arc::new(options);
     claim(&log, options.node).await?;
     let machine = Machine::<R, _>::new(machine, log.clone(), snapshots.clone(), runtime.clone());
-    let dead = restore(&machine).await?;
+    let marks = restore(&machine).await?;
     let restored = machine.state.lock().meta.time;
     let time = ClusterTime::new(runtime.clock.clone(), restored.max(last_time(&log).await?));
     let store = LogStore::<R>::new(log.clone(), time.clone(), options.append_bytes);
@@ -108,7 +109,7 @@ pub async fn start<R: AsyncRuntime>(
     let core = Arc::new(Core::new(raft, machine, &options));
     core.run();
     let batcher = Batcher::new(Box::new(Proposals(Arc::clone(&core))), time.clone(), runtime.clone());
-    Ok(assemble(Parts { engine: core, shared, batcher, peers, time, options, runtime, dead }))
+    Ok(assemble(Parts { engine: core, shared, batcher, peers, time, options, runtime, marks }))
 }
 
 /// Checks that the log is this node's, or makes it so.
@@ -120,32 +121,41 @@ async fn claim(log: &Log, node: u64) -> Result<(), Error> {
     }
 }
 
-/// Loads the snapshot that the log's pointer names, and returns the segments in which nothing of it lives.
-async fn restore<R: AsyncRuntime, M: StateMachine>(machine: &Machine<R, M>) -> Result<Vec<SegmentInfo>, Error> {
-    let Some((_, name)) = machine.shared.log.state().snapshot else { return Ok(Vec::new()) };
+/// Loads the snapshot that the log's pointer names, and returns the segments in which nothing or little of it lives.
+async fn restore<R: AsyncRuntime, M: StateMachine>(machine: &Machine<R, M>) -> Result<Marks, Error> {
+    let Some((_, name)) = machine.shared.log.state().snapshot else { return Ok(Marks::default()) };
     let snapshots = &machine.shared.snapshots;
-    let mut loaded = None;
+    let (mut loaded, mut failed) = (None, None);
     if let Some(file) = snapshots.find(&name) {
         match snapshots.read(&file).await {
             Ok(found) => loaded = Some(found),
-            Err(error) => tracing::error!(snapshot = name, error = %chain(&error), "snapshot cannot be read"),
+            Err(error) => {
+                tracing::error!(snapshot = name, error = %chain(&error), "snapshot cannot be read");
+                failed = Some(error);
+            }
         }
     }
     if loaded.is_none() {
         loaded = snapshots.latest_valid().await?;
     }
-    let Some(Loaded { meta, chunks, .. }) = loaded else {
-        return Err(RestoreError("the log names a snapshot, and there is none".to_owned()).into());
+    let meta = match &loaded {
+        Some(loaded) => Some(Meta::decode(loaded.meta.clone()).map_err(|error| RestoreError(error.to_string()))?),
+        None => None,
     };
-    let meta = Meta::decode(meta).map_err(|error| RestoreError(error.to_string()))?;
+    // The log goes on from where it was purged: an older snapshot is of use only if it reaches there.
+    let purged = machine.shared.log.state().purged.map_or(0, |purged| purged.index);
+    let (Some(Loaded { chunks, .. }), Some(meta)) = (loaded, meta.filter(|meta| meta.index() >= purged)) else {
+        let missing = || RestoreError(format!("the log needs snapshot {name}, and it is not there")).into();
+        return Err(failed.map_or_else(missing, Error::from));
+    };
     let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
     machine.restore(meta.clone(), chunks).await?;
     let source = machine.state.lock().machine.snapshot();
-    let dead = maintenance::dead(machine.shared.log.segments(), meta.index(), source.living());
+    let marks = Marks::of(&machine.shared, meta.index(), source).await?;
     let mut facts = machine.shared.facts.lock();
     facts.durable = Some(meta);
     facts.durable_bytes = bytes;
-    Ok(dead)
+    Ok(marks)
 }
 
 /// Returns the LogTime of the last entry in the log that has one.
@@ -172,11 +182,11 @@ struct Parts {
     time: ClusterTime,
     options: Arc<Options>,
     runtime: Runtime,
-    dead: Vec<SegmentInfo>,
+    marks: Marks,
 }
 
 fn assemble(parts: Parts) -> Node {
-    let Parts { engine, shared, batcher, peers, time, options, runtime, dead } = parts;
+    let Parts { engine, shared, batcher, peers, time, options, runtime, marks } = parts;
     let (sender, status) = watch::channel(engine.status());
     let (requests, receiver) = mpsc::channel(REQUESTS);
     let follower = {
@@ -197,7 +207,7 @@ fn assemble(parts: Parts) -> Node {
         batcher: batcher.clone(),
         options: Arc::clone(&options),
         requests: receiver,
-        dead,
+        marks,
     };
     let tasks = vec![
         runtime.tasks.spawn("raft-status", OnFailure::StopNode, follower).abort_on_drop(),
@@ -421,13 +431,19 @@ impl Node {
 
     fn receive_snapshot(&self, requests: Replies) -> Replies {
         let (sender, receiver) = mpsc::channel(REPLIES);
+        let (install, time) = (self.0.engine.install(), self.0.time.clone());
+        let install: Install = Box::new(move |vote, incoming| {
+            // Nothing that this node stamps as a leader may lie before it.
+            time.remember(incoming.meta.time);
+            install(vote, incoming)
+        });
         let snapshot = Receiver {
             log: self.0.shared.log.clone(),
             snapshots: self.0.shared.snapshots.clone(),
             clock: self.0.runtime.clock.clone(),
             stall: self.0.options.snapshot_stall,
             replies: sender,
-            install: self.0.engine.install(),
+            install,
             committed: self.0.engine.applied(),
             lease: self.0.shared.lease(0),
         };

@@ -3,11 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kubemq_storage::log::SegmentInfo;
-
 use crate::error::Error;
 use crate::machine::{Meta, Moment, Shared};
-use crate::maintenance;
+use crate::reclaim::Marks;
 use crate::types;
 
 /// What was written.
@@ -15,18 +13,14 @@ pub(crate) struct Wrote {
     pub(crate) meta: Meta,
     /// Bytes of the state.
     pub(crate) bytes: u64,
-    /// Sealed segments in which nothing of the state lies.
-    pub(crate) dead: Vec<SegmentInfo>,
+    /// The segments in which nothing or little of the state lies.
+    pub(crate) marks: Marks,
 }
 
 /// Writes `moment`, whose entries must be synced here.
 pub(crate) async fn write(shared: &Shared, moment: Moment) -> Result<Wrote, Error> {
     let Moment { meta, chunks, living } = moment;
-    let segments = shared.log.segments();
-    let upto = meta.index();
-    let mark = move || maintenance::dead(segments, upto, living.living());
-    let marked = shared.runtime.tasks.compute("snapshot-mark", mark);
-    let dead = marked.await.map_err(|_| Error::Stopped("marking what lives panicked".to_owned()))?;
+    let marks = Marks::of(shared, meta.index(), living).await?;
     let bytes = Arc::new(AtomicU64::new(0));
     let counted = {
         let bytes = Arc::clone(&bytes);
@@ -43,5 +37,5 @@ pub(crate) async fn write(shared: &Shared, moment: Moment) -> Result<Wrote, Erro
     facts.durable = Some(meta.clone());
     facts.durable_bytes = bytes;
     drop(facts);
-    Ok(Wrote { meta, bytes, dead })
+    Ok(Wrote { meta, bytes, marks })
 }

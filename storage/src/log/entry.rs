@@ -145,6 +145,11 @@ impl Parts {
         u16_at(&self.0, 2)
     }
 
+    /// Returns the number of parts that an encoding says it has, which need not be a whole one.
+    pub(crate) fn count_of(bytes: &[u8]) -> u16 {
+        bytes.get(..4).map_or(0, |head| u16_at(head, 2))
+    }
+
     /// Returns part `n` without copying it, or nothing when there are fewer parts.
     #[must_use]
     pub fn get(&self, n: u16) -> Option<Bytes> {

@@ -57,6 +57,7 @@ struct Open {
     offset: u64,
     sequence: u64,
     range: Option<(u64, u64)>,
+    parts: u64,
 }
 
 pub(crate) struct Keeper {
@@ -201,7 +202,7 @@ impl Keeper {
         // A name that leads to a torn header would look like a damaged segment of the log.
         file.sync_data().await?;
         shared.disk.sync_dir(&shared.dir).await?;
-        Ok(Open { number, file, path, offset: HEADER as u64, sequence: 1, range: None })
+        Ok(Open { number, file, path, offset: HEADER as u64, sequence: 1, range: None, parts: 0 })
     }
 
     fn publish(&self, ranges: BodyRanges) {
@@ -213,6 +214,7 @@ impl Keeper {
             path: open.path.clone(),
             purpose: Purpose::Bodies,
             range: open.range,
+            parts: open.parts,
             end: open.offset,
             sealed: true,
         };
@@ -237,6 +239,7 @@ impl Open {
             pieces.push(frame.payload.clone());
             ranges.add(start + length, frame);
             length += frame.size();
+            self.parts += 1;
             let entry = frame.head.id.index;
             let (least, greatest) = self.range.unwrap_or((entry, entry));
             self.range = Some((least.min(entry), greatest.max(entry)));

@@ -377,6 +377,14 @@ impl Log {
         index.segments.iter().map(|(number, segment)| segment.info(*number)).collect()
     }
 
+    /// Returns the segment from which `count` parts of `entry` from `first` on are read, when they are here, or as
+    /// many of them as lie together. Says at least one.
+    #[must_use]
+    pub fn place(&self, entry: u64, first: u16, count: u16) -> (Option<u64>, u16) {
+        let (segment, together) = self.0.shared.index.lock().place(entry, first, count);
+        (segment, together.max(1))
+    }
+
     /// Removes segments. Reads that have begun end well.
     ///
     /// # Errors

@@ -100,6 +100,8 @@ pub(crate) struct Sampler {
     pub(crate) samples: Vec<(u64, Sample)>,
     pub(crate) range: Option<(u64, u64)>,
     pub(crate) dead_from: Option<u64>,
+    /// Parts but for the first of each entry.
+    pub(crate) parts: u64,
     next: Option<u64>,
     sampled_at: u64,
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::{Buf as _, BufMut as _, BytesMut};
 
-use super::entry::LogId;
+use super::entry::{LogId, Parts};
 use super::frame::{FRAME_HEAD, Frame, GROUP_HEAD, Kind};
 use super::hard_state::HardState;
 use super::position::{Positions, SAMPLE_BYTES, Sampler};
@@ -212,12 +212,14 @@ impl Recovery<'_> {
         }
         self.index.state = footer.state;
         self.sequence = sequence + 1;
-        self.insert(found, footer.range, end, true);
+        self.insert(found, (footer.range, footer.parts), end, true);
     }
 
-    fn insert(&mut self, found: &Found, range: Option<(u64, u64)>, end: u64, sealed: bool) {
+    /// Takes a segment with the range of its entries and the number of its parts.
+    fn insert(&mut self, found: &Found, holds: (Option<(u64, u64)>, u64), end: u64, sealed: bool) {
         let (file, path, purpose) = (Arc::clone(&found.file), found.path.clone(), found.header.purpose);
-        self.index.segments.insert(found.number, Segment { file, path, purpose, range, end, sealed });
+        let (range, parts) = holds;
+        self.index.segments.insert(found.number, Segment { file, path, purpose, range, parts, end, sealed });
     }
 
     /// Reads a segment frame by frame: the newest one, or a sealed one whose footer cannot be read.
@@ -253,14 +255,14 @@ impl Recovery<'_> {
             }
             tracing::warn!(path = %found.path.display(), "the footer of a segment is damaged: read its frames instead");
             self.sequence = scan.sequence;
-            self.insert(found, sampler.range, end, true);
+            self.insert(found, (sampler.range, sampler.parts), end, true);
             return Ok(());
         }
         self.sequence = scan.sequence;
         // A segment whose footer was written takes nothing more.
         let cut = scan.dirty && !sealed && (note.is_some() || !found.header.reused);
         self.make_durable(found, &scan, len, Rest { cut, sealed }).await?;
-        self.insert(found, sampler.range, end, sealed);
+        self.insert(found, (sampler.range, sampler.parts), end, sealed);
         if !sealed {
             let (file, path) = (Arc::clone(&found.file), found.path.clone());
             let len = len.saturating_sub(FOOTER_ROOM).max(end);
@@ -297,11 +299,12 @@ impl Recovery<'_> {
     async fn read_bodies(&mut self, found: &Found) -> Result<(), Error> {
         let mut window = Window::open(&found.file, &found.path).await?;
         let len = window.len;
-        let (mut ranges, mut range) = (BodyRanges::new(found.number), None::<(u64, u64)>);
+        let (mut ranges, mut range, mut parts) = (BodyRanges::new(found.number), None::<(u64, u64)>, 0);
         let scan = scan::scan(&mut window, found.number, found.header.first_sequence, len, |group| {
             for (offset, frame) in &group.frames {
                 if frame.head.kind == Kind::Body {
                     ranges.add(*offset, frame);
+                    parts += 1;
                     let (least, greatest) = range.unwrap_or((u64::MAX, 0));
                     range = Some((least.min(frame.head.id.index), greatest.max(frame.head.id.index)));
                 }
@@ -312,7 +315,7 @@ impl Recovery<'_> {
         // What was caught before its sync is offered from now on, so it must stay.
         self.make_durable(found, &scan, len, Rest { cut: scan.dirty, sealed: false }).await?;
         self.index.bodies.extend(ranges.ranges);
-        self.insert(found, range, scan.end, true);
+        self.insert(found, (range, parts), scan.end, true);
         Ok(())
     }
 
@@ -373,6 +376,9 @@ pub(crate) fn fold(
     if let Some(dead) = dead {
         sampler.truncate_from(dead);
         positions.truncate_from(dead);
+    }
+    if let Kind::Entry(_) = frame.head.kind {
+        sampler.parts += u64::from(Parts::count_of(&frame.payload).saturating_sub(1));
     }
     if let Kind::Entry(_) = frame.head.kind
         && let Some(sample) = sampler.entry(frame.head.id.index, number, offset, frame.head.time)

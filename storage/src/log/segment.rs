@@ -137,6 +137,8 @@ pub(crate) struct Footer {
     pub(crate) range: Option<(u64, u64)>,
     /// Entries of earlier segments from here on are dead.
     pub(crate) dead_from: Option<u64>,
+    /// Parts in it but for the first of each entry.
+    pub(crate) parts: u64,
     /// Where its living entries lie.
     pub(crate) samples: Vec<(u64, Sample)>,
     /// The hard state at its end.
@@ -154,6 +156,7 @@ impl Footer {
             out.put_u8(u8::from(there));
             out.put_u64_le(value);
         }
+        out.put_u64_le(self.parts);
         self.state.encode(&mut out);
         for (index, sample) in &self.samples {
             out.put_u64_le(*index);
@@ -168,6 +171,7 @@ impl Footer {
         let mut bytes = payload.clone();
         let mut value = || Some((bytes.try_get_u8().ok()? != 0, bytes.try_get_u64_le().ok()?));
         let (first, last, dead) = (value()?, value()?, value()?);
+        let parts = bytes.try_get_u64_le().ok()?;
         let state = HardState::take(&mut bytes)?;
         let mut samples = Vec::with_capacity(bytes.len() / 32);
         while bytes.has_remaining() {
@@ -177,7 +181,7 @@ impl Footer {
             samples.push((index, Sample { segment, offset, time: bytes.try_get_u64_le().ok()? }));
         }
         let range = first.0.then_some((first.1, last.1));
-        Some(Self { range, dead_from: dead.0.then_some(dead.1), samples, state })
+        Some(Self { range, dead_from: dead.0.then_some(dead.1), parts, samples, state })
     }
 }
 

@@ -59,6 +59,8 @@ pub(crate) struct Segment {
     pub(crate) path: PathBuf,
     pub(crate) purpose: Purpose,
     pub(crate) range: Option<(u64, u64)>,
+    /// Parts but for the first of each entry, or bodies.
+    pub(crate) parts: u64,
     /// Where its write groups end.
     pub(crate) end: u64,
     pub(crate) sealed: bool,
@@ -71,6 +73,7 @@ impl Segment {
             first: self.range.map(|range| range.0),
             last: self.range.map(|range| range.1),
             bytes: self.end,
+            parts: self.parts,
             sealed: self.sealed,
             bodies_only: self.purpose == Purpose::Bodies,
         }
@@ -139,9 +142,25 @@ impl Index {
 
     /// Returns whether the frame of `entry` lies in a file of the log.
     pub(crate) fn has_frame(&self, entry: u64) -> bool {
-        let Some(span) = self.positions.spans(entry, 0).first().copied() else { return false };
+        self.segment_of(entry).is_some()
+    }
+
+    /// Returns the segment of the log that holds the frame of `entry`.
+    fn segment_of(&self, entry: u64) -> Option<u64> {
+        let span = self.positions.spans(entry, 0).first().copied()?;
         let range = self.segments.get(&span.segment).and_then(|segment| segment.range);
-        range.is_some_and(|(_, last)| entry <= last)
+        range.is_some_and(|(_, last)| entry <= last).then_some(span.segment)
+    }
+
+    /// Returns the segment that `count` parts of `entry` from `first` on are read from, or as many of them as lie
+    /// together: a body goes before what the log holds.
+    pub(crate) fn place(&self, entry: u64, first: u16, count: u16) -> (Option<u64>, u16) {
+        if let Some((start, range)) = self.find_body(entry, first) {
+            return (Some(range.segment), count.min(start + range.count - first));
+        }
+        let next = self.bodies.range((entry, first)..=(entry, u16::MAX)).next();
+        let together = next.map_or(count, |((_, part), _)| count.min(part - first));
+        (self.segment_of(entry), together)
     }
 
     /// Forgets a segment.

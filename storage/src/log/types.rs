@@ -75,6 +75,8 @@ pub struct SegmentInfo {
     pub last: Option<u64>,
     /// Bytes written to it.
     pub bytes: u64,
+    /// Parts in it but for the first of each entry, also of truncated entries.
+    pub parts: u64,
     /// Whether nothing more is written to it.
     pub sealed: bool,
     /// Whether it holds single parts that a snapshot brought, and no entries.

@@ -300,16 +300,18 @@ impl Writer {
         index.state.snapshot.clone_from(&self.state.snapshot);
         index.state.committed = self.state.committed;
         index.durable_purged = self.state.purged;
-        let (number, end, range) = (active.number, active.offset, active.sampler.range);
+        let (number, end) = (active.number, active.offset);
+        let (range, parts) = (active.sampler.range, active.sampler.parts);
         let segment = index.segments.entry(number).or_insert_with(|| Segment {
             file: Arc::clone(&active.file),
             path: active.path.clone(),
             purpose: Purpose::Log,
             range,
+            parts,
             end,
             sealed: false,
         });
-        (segment.end, segment.range) = (end, range);
+        (segment.end, segment.range, segment.parts) = (end, range, parts);
         let synced = index.synced_before;
         index.tail.evict(synced, self.shared.options.tail_cache_bytes);
         drop(index);
@@ -342,8 +344,8 @@ impl Writer {
     async fn seal(&mut self) -> Result<(), Error> {
         let Some(active) = self.active.take() else { return Ok(()) };
         let Active { number, file, offset, sampler, path, len, reused } = active;
-        let Sampler { samples, range, dead_from, .. } = sampler;
-        let footer = Footer { range, dead_from, samples, state: self.state.clone() };
+        let Sampler { samples, range, dead_from, parts, .. } = sampler;
+        let footer = Footer { range, dead_from, parts, samples, state: self.state.clone() };
         let mut group = Gathered::new();
         group.push(footer.to_frame(), None);
         let head = Group {
