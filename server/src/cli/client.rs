@@ -19,6 +19,9 @@ use super::output::{Ending, Failure, Format};
 /// The port of the gRPC interface when an address names none.
 const DEFAULT_PORT: u16 = 50_000;
 
+/// The client id of a command that is given none.
+pub const DEFAULT_CLIENT_ID: &str = "kubemq-cli";
+
 /// The largest message that is sent or received, as in the SDKs.
 pub const LARGEST_MESSAGE: usize = 100 * 1024 * 1024;
 
@@ -42,7 +45,7 @@ pub struct Connection {
     pub address: String,
 
     /// The name by which the broker knows this client
-    #[arg(long, global = true, value_name = "NAME", default_value = "kubemq-cli", help_heading = "Connection")]
+    #[arg(long, global = true, value_name = "NAME", default_value = DEFAULT_CLIENT_ID, help_heading = "Connection")]
     pub client_id: String,
 
     /// The access token, or @FILE to read it from a file

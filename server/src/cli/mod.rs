@@ -8,6 +8,8 @@ pub mod channels;
 pub mod client;
 pub mod config;
 pub mod doctor;
+pub mod event_json;
+pub mod events_store;
 pub mod output;
 pub mod ping;
 pub mod queue_json;
@@ -46,6 +48,8 @@ enum Command {
     Server(server::Server),
     #[command(visible_aliases = ["queue", "q", "qu"])]
     Queues(queues::Queues),
+    #[command(name = "events_store", visible_aliases = ["es", "events-store"])]
+    EventsStore(events_store::EventsStore),
     #[command(visible_aliases = ["channel", "ch"])]
     Channels(channels::Channels),
     Ping(ping::Ping),
@@ -61,6 +65,7 @@ impl Cli {
         match self.command {
             Command::Server(server) => server.run(),
             Command::Queues(queues) => queues.run(),
+            Command::EventsStore(events) => events.run(),
             Command::Channels(channels) => channels.run(),
             Command::Ping(ping) => ping.run(),
             Command::Bench(bench) => bench.run(),
@@ -89,6 +94,8 @@ mod tests {
             "kubemq q s orders hello",
             "kubemq queue rec orders",
             "kubemq ch l",
+            "kubemq es s orders hello",
+            "kubemq events_store rec orders --start-first",
             "kubemq config p --output json",
             "kubemq config example",
             "kubemq doctor --data d --output json",

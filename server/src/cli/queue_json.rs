@@ -41,7 +41,7 @@ pub struct MessageView<'a> {
 
 /// A body as the most readable of three forms.
 #[derive(Debug, Serialize)]
-enum BodyView {
+pub(super) enum BodyView {
     #[serde(rename = "body_json")]
     Json(serde_json::Value),
     #[serde(rename = "body_string")]
@@ -92,7 +92,7 @@ impl<'a> MessageView<'a> {
 }
 
 impl BodyView {
-    fn new(body: &[u8]) -> Self {
+    pub(super) fn new(body: &[u8]) -> Self {
         if let Ok(value) = serde_json::from_slice(body) {
             return Self::Json(value);
         }
@@ -119,7 +119,7 @@ impl<'a> ResultView<'a> {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_zero(number: &u64) -> bool {
+pub(super) fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
@@ -128,7 +128,7 @@ fn positive(count: i32) -> u64 {
 }
 
 /// Returns a time in UTC as `YYYY-MM-DD HH:MM:SS.mmm`, nothing for zero.
-fn time(unix_nanos: i64) -> Option<String> {
+pub(super) fn time(unix_nanos: i64) -> Option<String> {
     let millis = u64::try_from(unix_nanos).ok().filter(|&nanos| nanos > 0)? / 1_000_000;
     let (year, month, day) = date(millis / 86_400_000);
     let seconds = millis / 1000 % 86_400;

@@ -334,13 +334,13 @@ fn seconds(count: i32) -> Duration {
     Duration::from_secs(u64::try_from(count).unwrap_or(0))
 }
 
-fn parse_tag(text: &str) -> Result<(String, String), String> {
+pub(super) fn parse_tag(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
     pair.map(|(name, value)| (name.to_owned(), value.to_owned())).ok_or_else(|| "not of the form NAME=VALUE".to_owned())
 }
 
 /// Returns the body that `argument` stands for; a body larger than any message may be is refused unread.
-fn read_body(argument: &str) -> Result<Bytes, Failure> {
+pub(super) fn read_body(argument: &str) -> Result<Bytes, Failure> {
     let most = u64::try_from(LARGEST_MESSAGE).unwrap_or(u64::MAX);
     let read = |reader: &mut dyn Read| {
         let mut body = Vec::new();

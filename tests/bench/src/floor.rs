@@ -2,7 +2,7 @@
 //!
 //! It has the settings and the shape that a fast server has (engine.md §5: large windows and frames, no delay,
 //! the replies of a stream from a task of its own), answers every send with a made-up result, and keeps
-//! messages, in memory, only on channels whose name begins with [`KEPT`], until somebody gets them. What it
+//! messages and stored events, in memory, only on channels whose name begins with [`KEPT`]. What it
 //! reaches is what the network stack leaves of the machine.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::{Stream, StreamExt as _};
-use kubemq_proto::frame::Frame;
+use kubemq_proto::frame::{Frame, store_event};
 use kubemq_proto::kubemq as proto;
 use kubemq_proto::kubemq::QueuesDownstreamRequestType as Kind;
 use kubemq_proto::kubemq::kubemq_server::{Kubemq, KubemqServer};
@@ -42,7 +42,12 @@ pub(crate) async fn serve(
         socket.set_nodelay(true)?;
         Ok::<_, std::io::Error>(socket)
     });
-    let service = KubemqServer::new(Floor { runtime, queues: Arc::default(), transactions: Arc::default() });
+    let service = KubemqServer::new(Floor {
+        runtime,
+        queues: Arc::default(),
+        events: Arc::default(),
+        transactions: Arc::default(),
+    });
     tonic::transport::Server::builder()
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
@@ -57,6 +62,8 @@ pub(crate) async fn serve(
 struct Floor {
     runtime: Runtime,
     queues: Arc<Mutex<BTreeMap<String, Arc<Queue>>>>,
+    /// The stored events of kept channels.
+    events: Arc<Mutex<BTreeMap<String, Arc<Vec<Frame>>>>>,
     transactions: Arc<AtomicU64>,
 }
 
@@ -85,6 +92,19 @@ impl Floor {
         }
         let now = i64::try_from(self.runtime.clock.wall().0).unwrap_or(i64::MAX);
         proto::SendQueueMessageResult { message_id, sent_at: now, ..proto::SendQueueMessageResult::default() }
+    }
+
+    /// Keeps a stored event of a kept channel, as it will be sent.
+    fn keep(&self, event: proto::Event) {
+        if !event.channel.starts_with(KEPT) {
+            return;
+        }
+        let mut channels = self.events.lock();
+        let frames = Arc::make_mut(channels.entry(event.channel.clone()).or_default());
+        let (channel, sequence) = (event.channel.clone(), frames.len() as u64 + 1);
+        let mut stored = bytes::BytesMut::new();
+        store_event(event, &mut stored);
+        frames.push(Frame::stored_event(&channel, self.runtime.clock.wall().0, sequence, stored.freeze()));
     }
 
     async fn get(&self, request: &proto::QueuesDownstreamRequest) -> proto::QueuesDownstreamResponse {
@@ -174,19 +194,40 @@ impl Kubemq for Floor {
     }
 
     type SendEventsStreamStream = Replies<proto::Result>;
+
+    async fn send_events_stream(
+        &self,
+        request: Request<Streaming<proto::Event>>,
+    ) -> Answer<Self::SendEventsStreamStream> {
+        let mut events = request.into_inner();
+        let (replies, outbox) = mpsc::channel(REPLIES);
+        let floor = self.clone();
+        self.runtime.tasks.spawn("floor-events", OnFailure::Log, async move {
+            while let Some(Ok(event)) = events.next().await {
+                let event_id = event.event_id.clone();
+                floor.keep(event);
+                if replies.send(Ok(proto::Result { event_id, sent: true, ..proto::Result::default() })).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outbox))))
+    }
+
     type SubscribeToEventsStream = Replies<Frame>;
+
+    async fn subscribe_to_events(&self, request: Request<proto::Subscribe>) -> Answer<Self::SubscribeToEventsStream> {
+        let frames = self.events.lock().get(&request.get_ref().channel).cloned().unwrap_or_default();
+        // What is read is in memory and encoded; it is sent once, and then the stream stays silent.
+        let all = (0..frames.len()).map(move |place| Ok(frames[place].clone()));
+        let silence = futures_util::stream::pending();
+        Ok(Response::new(Box::pin(futures_util::stream::iter(all).chain(silence))))
+    }
+
     type SubscribeToRequestsStream = Replies<Frame>;
     type StreamQueueMessageStream = Replies<proto::StreamQueueMessagesResponse>;
 
     async fn send_event(&self, _: Request<proto::Event>) -> Answer<proto::Result> {
-        absent()
-    }
-
-    async fn send_events_stream(&self, _: Request<Streaming<proto::Event>>) -> Answer<Self::SendEventsStreamStream> {
-        absent()
-    }
-
-    async fn subscribe_to_events(&self, _: Request<proto::Subscribe>) -> Answer<Self::SubscribeToEventsStream> {
         absent()
     }
 

@@ -132,6 +132,7 @@ fn row(work: &Work, floor: Sample, broker: Sample, sync_us: f64) -> Row {
             let fast = broker.rate >= of_floor * floor.rate;
             (text, Some(fast && p99_us.is_none_or(|bound| broker.p99_us <= bound)))
         }
+        Target::Rate { least } => (format!("≥ {}", grouped_rate(least)), Some(broker.rate >= least)),
         Target::None => ("–".to_owned(), None),
     };
     Row {

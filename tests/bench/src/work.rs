@@ -13,6 +13,9 @@ use crate::process::Server;
 /// Bytes of a body.
 const BODY: u32 = 1024;
 
+/// Events that a replay reads again and again: three times what the broker keeps in memory.
+pub(crate) const REPLAYED: u64 = 200_000;
+
 /// One row of the table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Work {
@@ -33,12 +36,14 @@ pub(crate) enum Target {
     Latency { more_us: f64 },
     /// A share of the floor's rate, and possibly a bound of the 99th percentile.
     Share { of_floor: f64, p99_us: Option<f64> },
+    /// A rate, whatever the floor is.
+    Rate { least: f64 },
     /// Shown, not judged.
     None,
 }
 
 /// The rows of the first issue, and two that show how the engine scales.
-pub(crate) const WORKS: [Work; 8] = [
+pub(crate) const WORKS: [Work; 10] = [
     work("one synchronous sender", Mode::Upstream, 1, Target::Latency { more_us: 40.0 }),
     work("upstream stream, 64 in flight", Mode::Upstream, 64, Target::Share { of_floor: 0.2, p99_us: Some(1700.0) }),
     work("upstream stream, 1024 in flight", Mode::Upstream, 1024, Target::Share { of_floor: 0.3, p99_us: None }),
@@ -51,6 +56,8 @@ pub(crate) const WORKS: [Work; 8] = [
         connections: 4,
         ..work("publish + get + ack, 1024, 16 channels, 4 connections", Mode::EndToEnd, 1024, Target::None)
     },
+    work("events-store publish, 1024 in flight", Mode::EventsStore, 1024, Target::Rate { least: 200_000.0 }),
+    work("events-store replay", Mode::Replay, 1, Target::Share { of_floor: 0.65, p99_us: None }),
 ];
 
 const fn work(name: &'static str, mode: Mode, in_flight: u64, target: Target) -> Work {
@@ -91,10 +98,11 @@ impl Work {
             in_flight: self.in_flight,
             size: BODY as usize,
             channels: self.channels,
-            prefix: if self.mode == Mode::EndToEnd { KEPT } else { "bench" }.to_owned(),
+            prefix: if matches!(self.mode, Mode::EndToEnd | Mode::Replay) { KEPT } else { "bench" }.to_owned(),
             connections: self.connections,
             batch: 1,
             items: None,
+            events: REPLAYED,
             duration: times.duration,
             warm_up: times.warm_up,
             broker_process: Some(server.id()),

@@ -15,9 +15,10 @@ use super::flow::{Flow, Schedule};
 use super::meter::Meter;
 use super::process::Usage;
 use super::report::{Measured, Report, micros};
+use super::stored::Replaying;
 use super::upstream::{self, Confirmation};
 use super::wire::Template;
-use super::{Service, unary};
+use super::{Service, stored, unary};
 use crate::cli::client::{self, Token};
 use crate::cli::output::Failure;
 
@@ -43,6 +44,12 @@ pub enum Mode {
     Unary,
     /// Publish, get and ack at once; a message is done when its consumer has it
     EndToEnd,
+    /// Store events; an event is done when its result comes
+    #[value(skip)]
+    EventsStore,
+    /// Read stored events; an event is done when it is read
+    #[value(skip)]
+    Replay,
 }
 
 impl Mode {
@@ -53,6 +60,8 @@ impl Mode {
             Self::Upstream => "upstream",
             Self::Unary => "unary",
             Self::EndToEnd => "end-to-end",
+            Self::EventsStore => "events-store",
+            Self::Replay => "replay",
         }
     }
 }
@@ -84,6 +93,8 @@ pub struct Load {
     pub batch: u64,
     /// Messages per Get; half of a channel's share of what is in flight when nothing is said.
     pub items: Option<u32>,
+    /// Events that a replay stores before, and reads again and again.
+    pub events: u64,
     /// How long to measure.
     pub duration: Duration,
     /// How long to run before that.
@@ -143,6 +154,8 @@ impl Load {
             "each connection needs room for one request: raise --in-flight, or lower --connections or --batch"
         } else if self.mode == Mode::EndToEnd && self.channels < self.connections {
             "end to end, each connection has channels of its own: raise --channels or lower --connections"
+        } else if self.mode == Mode::Replay && self.channels != self.connections {
+            "a replay reads one channel on each connection: leave --channels out"
         } else if self.mode == Mode::Unary && self.batch > 1 {
             "a unary send carries one message: leave --batch out"
         } else {
@@ -240,6 +253,12 @@ impl Running {
                 if load.mode == Mode::EndToEnd { Some(connect(load).await?) } else { None },
             ));
         }
+        if load.mode == Mode::Replay {
+            for (number, (service, _)) in services.iter().enumerate() {
+                let template = Template::stored_event(&load.client_id, &load.channel(number), body.clone());
+                stored::fill(service.clone(), load.events, template, runtime.clock.clone()).await?;
+            }
+        }
         let start = runtime.clock.now();
         let mut running = Self { start, flows: Vec::new(), failures: FuturesUnordered::new() };
         for (number, (publisher, consumer)) in services.into_iter().enumerate() {
@@ -256,20 +275,28 @@ impl Running {
                 .filter(|channel| consumer.is_none() || channel % load.connections == number)
                 .map(|channel| load.channel(channel))
                 .collect();
-            let templates: Arc<[Template]> =
-                own.iter().map(|channel| Template::new(&load.client_id, channel, body.clone())).collect();
+            let template = |channel: &String| match load.mode {
+                Mode::EventsStore | Mode::Replay => Template::stored_event(&load.client_id, channel, body.clone()),
+                Mode::Upstream | Mode::Unary | Mode::EndToEnd => Template::new(&load.client_id, channel, body.clone()),
+            };
+            let templates: Arc<[Template]> = own.iter().map(template).collect();
             if let Some(consumer) = consumer {
                 running.consume(load, runtime, meter, &flow, &consumer, own);
             }
             let confirmation = if load.mode == Mode::EndToEnd { Confirmation::Refusals } else { Confirmation::Ends };
             let (meter, clock) = (meter.clone(), runtime.clock.clone());
-            if load.mode == Mode::Unary {
-                running.spawn(runtime, unary::send(publisher, flow, templates, meter, clock));
-            } else {
-                running.spawn(
+            match load.mode {
+                Mode::Unary => running.spawn(runtime, unary::send(publisher, flow, templates, meter, clock)),
+                Mode::Upstream | Mode::EndToEnd => running.spawn(
                     runtime,
                     upstream::publish(publisher, flow, templates, load.batch, confirmation, meter, clock),
-                );
+                ),
+                Mode::EventsStore => running.spawn(runtime, stored::publish(publisher, flow, templates, meter, clock)),
+                Mode::Replay => {
+                    let replaying = Replaying { channel: load.channel(number), events: load.events };
+                    let random = runtime.random.branch("replay");
+                    running.spawn(runtime, stored::replay(publisher, replaying, random, meter, clock));
+                }
             }
         }
         if load.rate.is_some() {

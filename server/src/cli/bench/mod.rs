@@ -1,7 +1,7 @@
 //! `kubemq bench`: loads for any server that speaks this API, measured without coordinated omission.
 //!
 //! Start reading in [`load`]. A load is a number of connections, each with a [`flow`] that says when the next
-//! request may go and from when it is charged; [`upstream`], [`unary`] and [`end_to_end`] are the three kinds.
+//! request may go and from when it is charged; [`upstream`], [`unary`], [`end_to_end`] and [`stored`] are the kinds.
 //! The same code is the client of the measurements in `tests/bench`.
 
 mod end_to_end;
@@ -10,6 +10,7 @@ mod load;
 mod meter;
 pub mod process;
 mod report;
+mod stored;
 mod unary;
 mod upstream;
 mod wire;
@@ -49,6 +50,36 @@ pub struct Bench {
 enum Command {
     #[command(visible_aliases = ["queues", "q"])]
     Queue(Queue),
+    #[command(name = "events_store", visible_aliases = ["es", "events-store"])]
+    EventsStore(EventsStore),
+}
+
+/// Measure stored events: storing them, or reading them from the first on
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kubemq bench events_store --in-flight 1024
+  kubemq bench events_store --rate 20000 --duration 30   open loop: latency under a given load
+  kubemq bench events_store --replay --events 1000000    store a million events, then read them again and again
+
+The events stay in the channels <prefix>.0, <prefix>.1, … unless --delete is given. A replay needs channels that
+are empty before.
+
+Exit codes: 0 measured, 1 unreachable or something was refused, 2 wrong usage.")]
+struct EventsStore {
+    /// Read what is stored instead of storing
+    #[arg(long)]
+    replay: bool,
+    /// Events that a replay stores before, on each connection, and reads again and again
+    #[arg(long, value_name = "COUNT", default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..))]
+    events: u64,
+    /// Channels that the events go to in turn; a replay reads one on each connection
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    channels: u32,
+    /// What the names of the channels begin with
+    #[arg(long, value_name = "NAME", default_value = "bench.events_store")]
+    prefix: String,
+    #[command(flatten)]
+    pace: Pace,
 }
 
 /// Measure queues: throughput, and latency from the time at which each message was meant to be sent
@@ -71,6 +102,25 @@ struct Queue {
     /// What to do with each message
     #[arg(long, value_enum, default_value = "upstream")]
     mode: Mode,
+    /// Channels that the messages go to in turn
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    channels: u32,
+    /// What the names of the channels begin with
+    #[arg(long, value_name = "NAME", default_value = "bench.queue")]
+    prefix: String,
+    /// Messages per request
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    batch: u64,
+    /// Messages per Get, end to end [default: half of a channel's share of --in-flight]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    items: Option<u32>,
+    #[command(flatten)]
+    pace: Pace,
+}
+
+/// What all loads are told.
+#[derive(Debug, clap::Args)]
+struct Pace {
     /// Messages per second (open loop); without it the next message goes when one is answered (closed loop)
     #[arg(long, value_name = "PER_SECOND", value_parser = positive_rate)]
     rate: Option<f64>,
@@ -80,21 +130,9 @@ struct Queue {
     /// Bytes of a message's body
     #[arg(long, value_name = "BYTES", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=LARGEST_MESSAGE as u64 / 2))]
     size: u64,
-    /// Channels that the messages go to in turn
-    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    channels: u32,
-    /// What the names of the channels begin with
-    #[arg(long, value_name = "NAME", default_value = "bench.queue")]
-    prefix: String,
     /// Connections that send; end to end, as many more receive
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     connections: u32,
-    /// Messages per request
-    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000))]
-    batch: u64,
-    /// Messages per Get, end to end [default: half of a channel's share of --in-flight]
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    items: Option<u32>,
     /// Seconds to measure
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = some_seconds)]
     duration: Duration,
@@ -116,18 +154,31 @@ impl Bench {
     /// Runs the command and returns the exit code of the process.
     #[must_use]
     pub fn run(self) -> ExitCode {
-        let Command::Queue(queue) = &self.command;
-        let threads = usize::from(queue.threads);
-        output::finish(client::run_on(threads, |runtime| async move { queue.run(&self.connection, &runtime).await }))
+        let threads = usize::from(self.command.pace().threads);
+        output::finish(client::run_on(threads, |runtime| async move {
+            let load = match &self.command {
+                Command::Queue(queue) => queue.load(&self.connection)?,
+                Command::EventsStore(events) => events.load(&self.connection)?,
+            };
+            self.command.pace().run(load, &self.connection, &runtime).await
+        }))
     }
 }
 
-impl Queue {
-    async fn run(&self, connection: &Connection, runtime: &Runtime) -> Result<Ending, Failure> {
-        let load = self.load(connection)?;
+impl Command {
+    fn pace(&self) -> &Pace {
+        match self {
+            Self::Queue(queue) => &queue.pace,
+            Self::EventsStore(events) => &events.pace,
+        }
+    }
+}
+
+impl Pace {
+    async fn run(&self, load: Load, connection: &Connection, runtime: &Runtime) -> Result<Ending, Failure> {
         let for_people = connection.output == Format::Table;
         if for_people {
-            output::line(self.heading(&load))?;
+            output::line(heading(&load))?;
         }
         let report = load.run(runtime, |progress| output::note(format_args!("{}", progress_line(progress)))).await;
         if self.delete {
@@ -145,45 +196,67 @@ impl Queue {
         }
     }
 
-    fn load(&self, connection: &Connection) -> Result<Load, Failure> {
+    /// Returns a load of this pace, to be completed.
+    fn load(&self, connection: &Connection, mode: Mode) -> Result<Load, Failure> {
         let default_in_flight = if self.rate.is_some() { OPEN_LOOP_IN_FLIGHT } else { CLOSED_LOOP_IN_FLIGHT };
-        let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
         Ok(Load {
             address: connection.address.clone(),
             token: connection.token()?,
             client_id: connection.client_id.clone(),
-            mode: self.mode,
+            mode,
             rate: self.rate,
             in_flight: self.in_flight.unwrap_or(default_in_flight),
             size: usize::try_from(self.size).unwrap_or(usize::MAX),
-            channels: count(self.channels),
-            prefix: self.prefix.clone(),
+            channels: 1,
+            prefix: String::new(),
             connections: count(self.connections),
-            batch: self.batch,
-            items: self.items,
+            batch: 1,
+            items: None,
+            events: 0,
             duration: self.duration,
             warm_up: self.warmup,
             broker_process: self.broker_pid,
         })
     }
+}
 
-    fn heading(&self, load: &Load) -> String {
-        let pace = load.rate.map_or_else(
-            || format!("{} in flight", grouped(load.in_flight)),
-            |rate| format!("{} msg/s, at most {} in flight", grouped_rate(rate), grouped(load.in_flight)),
-        );
-        format!(
-            "Load {} on {}: {pace}, {} bytes, {} per request, channels {}, connections {}, for {} s after {} s",
-            load.mode.name(),
-            load.address,
-            load.size,
-            load.batch,
-            load.channels,
-            load.connections,
-            load.duration.as_secs_f64(),
-            load.warm_up.as_secs_f64()
-        )
+impl Queue {
+    fn load(&self, connection: &Connection) -> Result<Load, Failure> {
+        let load = self.pace.load(connection, self.mode)?;
+        let (channels, prefix) = (count(self.channels), self.prefix.clone());
+        Ok(Load { channels, prefix, batch: self.batch, items: self.items, ..load })
     }
+}
+
+impl EventsStore {
+    fn load(&self, connection: &Connection) -> Result<Load, Failure> {
+        let mode = if self.replay { Mode::Replay } else { Mode::EventsStore };
+        let load = self.pace.load(connection, mode)?;
+        let channels = if self.replay { load.connections } else { count(self.channels) };
+        Ok(Load { channels, prefix: self.prefix.clone(), events: self.events, ..load })
+    }
+}
+
+fn count(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+fn heading(load: &Load) -> String {
+    let pace = load.rate.map_or_else(
+        || format!("{} in flight", grouped(load.in_flight)),
+        |rate| format!("{} msg/s, at most {} in flight", grouped_rate(rate), grouped(load.in_flight)),
+    );
+    format!(
+        "Load {} on {}: {pace}, {} bytes, {} per request, channels {}, connections {}, for {} s after {} s",
+        load.mode.name(),
+        load.address,
+        load.size,
+        load.batch,
+        load.channels,
+        load.connections,
+        load.duration.as_secs_f64(),
+        load.warm_up.as_secs_f64()
+    )
 }
 
 fn progress_line(progress: &Progress) -> String {
@@ -208,7 +281,8 @@ async fn delete_channels(load: &Load, connection: &Connection, runtime: &Runtime
     let mut client = connection.connect().await?;
     for number in 0..load.channels {
         let channel = load.channel(number);
-        let tags = [("channel_type", "queues"), ("channel", channel.as_str())];
+        let kind = if matches!(load.mode, Mode::EventsStore | Mode::Replay) { "events_store" } else { "queues" };
+        let tags = [("channel_type", kind), ("channel", channel.as_str())];
         super::channels::manage(&mut client, runtime, &load.client_id, "delete-channel", &tags).await?;
     }
     Ok(())

@@ -132,6 +132,18 @@ impl Template {
         Self(message.encode_to_vec().into())
     }
 
+    /// A stored event instead of a message.
+    pub(super) fn stored_event(client_id: &str, channel: &str, body: Bytes) -> Self {
+        let event = proto::Event {
+            client_id: client_id.to_owned(),
+            channel: channel.to_owned(),
+            body,
+            store: true,
+            ..proto::Event::default()
+        };
+        Self(event.encode_to_vec().into())
+    }
+
     fn message_length(&self) -> usize {
         2 + ID_LENGTH + self.0.len()
     }
@@ -175,6 +187,13 @@ impl Outgoing for Upstream {
             prost::encoding::encode_varint(self.template.message_length() as u64, buffer);
             self.template.write(Id { number: self.id.number + offset, ..self.id }, buffer);
         }
+    }
+}
+
+impl Outgoing for proto::Subscribe {
+    fn write(&self, buffer: &mut EncodeBuf<'_>) {
+        // A BytesMut grows as needed.
+        self.encode(buffer).ok();
     }
 }
 
@@ -240,6 +259,49 @@ impl Incoming for SendAnswer {
             }
         }
         Some(Self { error: is_error.then(|| text.unwrap_or_default()) })
+    }
+}
+
+/// The answer to one stored event.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct EventAnswer {
+    pub(super) id: Option<Id>,
+    pub(super) error: Option<String>,
+}
+
+impl Incoming for EventAnswer {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let mut answer = Self::default();
+        let mut is_sent = false;
+        let mut text = None;
+        for field in Fields(bytes) {
+            match field? {
+                (1, Value::Bytes(id)) => answer.id = Id::read(id),
+                (2, Value::Number(number)) => is_sent = number != 0,
+                (3, Value::Bytes(error)) => text = Some(String::from_utf8_lossy(error).into_owned()),
+                _ => {}
+            }
+        }
+        answer.error = (!is_sent).then(|| text.unwrap_or_default());
+        Some(answer)
+    }
+}
+
+/// What is looked at of a stored event.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) sequence: u64,
+}
+
+impl Incoming for Seen {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let mut seen = Self::default();
+        for field in Fields(bytes) {
+            if let (6, Value::Number(sequence)) = field? {
+                seen.sequence = sequence;
+            }
+        }
+        Some(seen)
     }
 }
 
@@ -381,6 +443,23 @@ mod tests {
         };
         let wanted = Given { is_get: true, transaction: "t".into(), ids: vec![Some(ID), None], error: None };
         assert_eq!(Given::read(&given.encode_to_vec()), Some(wanted));
+    }
+
+    #[test]
+    fn stored_events_are_read_as_the_generated_types_write_them() {
+        let result = |sent: bool, error: &str| {
+            let result =
+                proto::Result { event_id: "0000123456789abc0000000000000029".into(), sent, error: error.into() };
+            EventAnswer::read(&result.encode_to_vec())
+        };
+        assert_eq!(result(true, ""), Some(EventAnswer { id: Some(ID), error: None }));
+        assert_eq!(result(false, "no"), Some(EventAnswer { id: Some(ID), error: Some("no".into()) }));
+        let event = proto::EventReceive { sequence: 7, body: "b".into(), timestamp: 9, ..Default::default() };
+        assert_eq!(Seen::read(&event.encode_to_vec()), Some(Seen { sequence: 7 }));
+        let mut bytes = Vec::new();
+        Template::stored_event("me", "orders", Bytes::from_static(b"body")).write(ID, &mut bytes);
+        let event = proto::Event::decode(bytes.as_slice()).unwrap();
+        assert_eq!((event.event_id.len(), event.store, event.channel.as_str()), (ID_LENGTH, true, "orders"));
     }
 
     #[test]
