@@ -1,22 +1,33 @@
 //! What no honest client sends: refused, contained, and never the end of the server.
 
 use bytes::Bytes;
-use kubemq_proto::kubemq::{Empty, QueueMessage};
+use kubemq_proto::kubemq::request::RequestType;
+use kubemq_proto::kubemq::subscribe::SubscribeType;
+use kubemq_proto::kubemq::{Empty, QueueMessage, Request};
 use kubemq_tests::client::{bodies, message};
+use kubemq_tests::live::{event, executed, request, subscribe, texts};
 use kubemq_tests::{connected, get, raw};
 use prost::Message;
 use tonic::Code;
 
-const UNARY: [&str; 6] = [
+const UNARY: [&str; 8] = [
     "/kubemq.kubemq/SendQueueMessage",
     "/kubemq.kubemq/SendQueueMessagesBatch",
     "/kubemq.kubemq/ReceiveQueueMessages",
     "/kubemq.kubemq/AckAllQueueMessages",
     "/kubemq.kubemq/QueuesInfo",
     "/kubemq.kubemq/SendRequest",
+    "/kubemq.kubemq/SendEvent",
+    "/kubemq.kubemq/SendResponse",
 ];
-const STREAMS: [&str; 3] =
-    ["/kubemq.kubemq/StreamQueueMessage", "/kubemq.kubemq/QueuesUpstream", "/kubemq.kubemq/QueuesDownstream"];
+const STREAMS: [&str; 6] = [
+    "/kubemq.kubemq/StreamQueueMessage",
+    "/kubemq.kubemq/QueuesUpstream",
+    "/kubemq.kubemq/QueuesDownstream",
+    "/kubemq.kubemq/SendEventsStream",
+    "/kubemq.kubemq/SubscribeToEvents",
+    "/kubemq.kubemq/SubscribeToRequests",
+];
 
 #[tokio::test]
 async fn undecodable_bytes_are_internal() {
@@ -107,4 +118,39 @@ async fn many_idle_streams_are_no_burden() {
     }
     client.fill("idle-250", ["1"]).await;
     assert_eq!(bodies(&streams[250].next().await.messages), ["1"]);
+}
+
+#[tokio::test]
+async fn names_of_megabytes_and_odd_tokens_are_refused_and_leave_nothing_behind() {
+    let (_server, client) = connected().await;
+    let endless = "x".repeat(10 << 20);
+    let deep = "a.".repeat(16_000) + "a";
+    let status = client.send_event(event(&endless, "b")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Internal, "{}", status.code());
+    let status = client.try_events(subscribe(SubscribeType::Events, "a", &endless)).await.err().unwrap();
+    assert_eq!(status.code(), Code::Internal, "{}", status.code());
+    let forged = Request { reply_channel: endless, ..request(RequestType::Query, "a", "b", 1000) };
+    assert_eq!(client.answer(executed(&forged)).await.unwrap_err().code(), Code::Internal);
+    // As many parts as a name can have.
+    let mut events = [client.events(&deep, "").await, client.events(&deep.replace('a', "*"), "").await];
+    client.publish(&deep, ["deep"]).await;
+    for events in &mut events {
+        assert_eq!(texts(&events.take(1).await), ["deep"]);
+    }
+}
+
+#[tokio::test]
+async fn streams_that_are_opened_and_dropped_leave_nothing_behind() {
+    let (_server, client) = connected().await;
+    for round in 0..10 {
+        let mut streams = Vec::new();
+        for _ in 0..100 {
+            let subscribed = client.events("opened.>", "").await;
+            streams.push((subscribed, client.events_stream().await));
+        }
+        client.publish("opened.x", [round.to_string()]).await;
+    }
+    let mut events = client.events("opened.x", "").await;
+    client.publish("opened.x", ["last"]).await;
+    assert_eq!(texts(&events.take(1).await), ["last"]);
 }

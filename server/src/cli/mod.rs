@@ -9,17 +9,20 @@ pub mod client;
 pub mod config;
 pub mod doctor;
 pub mod event_json;
+pub mod events;
 pub mod events_store;
 pub mod output;
 pub mod ping;
 pub mod queue_json;
 pub mod queues;
+mod request_json;
+pub mod requests;
 pub mod server;
 pub mod settings;
 
 use std::process::ExitCode;
 
-/// A message broker: durable queues from one command
+/// A message broker: durable queues, events, commands and queries from one command
 #[derive(Debug, clap::Parser)]
 #[command(
     name = "kubemq",
@@ -30,6 +33,8 @@ use std::process::ExitCode;
   kubemq server                                start a broker, data in ./kubemq-data
   kubemq queues send orders 'one espresso'     send a message
   kubemq queues receive orders                 receive it
+  kubemq events receive 'orders.*'             watch events of these channels
+  kubemq queries send prices espresso          ask, and print the answer
   kubemq doctor                                measure the disk, check a stopped node's files
 
 Each command has its own --help with examples and exit codes."
@@ -48,8 +53,14 @@ enum Command {
     Server(server::Server),
     #[command(visible_aliases = ["queue", "q", "qu"])]
     Queues(queues::Queues),
+    #[command(visible_aliases = ["event", "e"])]
+    Events(events::Events),
     #[command(name = "events_store", visible_aliases = ["es", "events-store"])]
     EventsStore(events_store::EventsStore),
+    #[command(visible_aliases = ["command", "cmd"])]
+    Commands(requests::Commands),
+    #[command(visible_aliases = ["query", "qry"])]
+    Queries(requests::Queries),
     #[command(visible_aliases = ["channel", "ch"])]
     Channels(channels::Channels),
     Ping(ping::Ping),
@@ -65,7 +76,10 @@ impl Cli {
         match self.command {
             Command::Server(server) => server.run(),
             Command::Queues(queues) => queues.run(),
+            Command::Events(events) => events.run(),
             Command::EventsStore(events) => events.run(),
+            Command::Commands(commands) => commands.run(),
+            Command::Queries(queries) => queries.run(),
             Command::Channels(channels) => channels.run(),
             Command::Ping(ping) => ping.run(),
             Command::Bench(bench) => bench.run(),
@@ -94,6 +108,11 @@ mod tests {
             "kubemq q s orders hello",
             "kubemq queue rec orders",
             "kubemq ch l",
+            "kubemq e s a hello",
+            "kubemq events sub a.> -g g",
+            "kubemq cmd s a hello -o 5",
+            "kubemq query rec a -a",
+            "kubemq bench qry --in-flight 1",
             "kubemq es s orders hello",
             "kubemq events_store rec orders --start-first",
             "kubemq config p --output json",

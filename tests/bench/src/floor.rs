@@ -2,8 +2,10 @@
 //!
 //! It has the settings and the shape that a fast server has (engine.md §5: large windows and frames, no delay,
 //! the replies of a stream from a task of its own), answers every send with a made-up result, and keeps
-//! messages and stored events, in memory, only on channels whose name begins with [`KEPT`]. What it
-//! reaches is what the network stack leaves of the machine.
+//! messages and stored events, in memory, only on channels whose name begins with [`KEPT`]. Other events and
+//! requests it relays by the exact name of their channel, to everybody who subscribed; it knows neither patterns
+//! nor groups nor bounds but that of a channel between two tasks. What it reaches is what the network stack
+//! leaves of the machine.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
@@ -17,7 +19,8 @@ use kubemq_proto::frame::{Frame, store_event};
 use kubemq_proto::kubemq as proto;
 use kubemq_proto::kubemq::QueuesDownstreamRequestType as Kind;
 use kubemq_proto::kubemq::kubemq_server::{Kubemq, KubemqServer};
-use kubemq_runtime::sync::{Notify, mpsc};
+use kubemq_proto::kubemq::subscribe::SubscribeType;
+use kubemq_runtime::sync::{Notify, mpsc, oneshot};
 use kubemq_runtime::{OnFailure, Runtime};
 use parking_lot::Mutex;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -47,6 +50,8 @@ pub(crate) async fn serve(
         queues: Arc::default(),
         events: Arc::default(),
         transactions: Arc::default(),
+        subscribers: Arc::default(),
+        waiting: Arc::default(),
     });
     tonic::transport::Server::builder()
         .initial_stream_window_size(1 << 20)
@@ -65,7 +70,11 @@ struct Floor {
     /// The stored events of kept channels.
     events: Arc<Mutex<BTreeMap<String, Arc<Vec<Frame>>>>>,
     transactions: Arc<AtomicU64>,
+    subscribers: Arc<Mutex<BTreeMap<String, Vec<Subscriber>>>>,
+    waiting: Arc<Mutex<BTreeMap<String, oneshot::Sender<proto::Response>>>>,
 }
+
+type Subscriber = mpsc::Sender<Result<Frame, Status>>;
 
 /// The messages of a kept channel.
 #[derive(Default)]
@@ -130,11 +139,44 @@ impl Floor {
     }
 }
 
+impl Floor {
+    fn subscribe(&self, channel: String) -> Replies<Frame> {
+        let (sender, frames) = mpsc::channel(REPLIES);
+        self.subscribers.lock().entry(channel).or_default().push(sender);
+        Box::pin(ReceiverStream::new(frames))
+    }
+
+    fn subscribers(&self, channel: &str) -> Vec<Subscriber> {
+        self.subscribers.lock().get(channel).cloned().unwrap_or_default()
+    }
+}
+
+/// Who gets the events of one stream, looked up when the channel changes.
+#[derive(Default)]
+struct Relay {
+    channel: String,
+    subscribers: Vec<Subscriber>,
+}
+
+impl Relay {
+    async fn send(&mut self, floor: &Floor, event: proto::Event) {
+        if event.channel != self.channel {
+            self.channel.clone_from(&event.channel);
+            self.subscribers = floor.subscribers(&self.channel);
+        }
+        let frame = Frame::event(event);
+        for subscriber in &self.subscribers {
+            // Who is gone needs no event.
+            subscriber.send(Ok(frame.clone())).await.ok();
+        }
+    }
+}
+
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 type Answer<T> = Result<Response<T>, Status>;
 
 fn absent<T>() -> Answer<T> {
-    Err(Status::unimplemented("the floor has queues only"))
+    Err(Status::unimplemented("the floor does not have this"))
 }
 
 #[tonic::async_trait]
@@ -203,7 +245,12 @@ impl Kubemq for Floor {
         let (replies, outbox) = mpsc::channel(REPLIES);
         let floor = self.clone();
         self.runtime.tasks.spawn("floor-events", OnFailure::Log, async move {
+            let mut relay = Relay::default();
             while let Some(Ok(event)) = events.next().await {
+                if !event.store {
+                    relay.send(&floor, event).await;
+                    continue;
+                }
                 let event_id = event.event_id.clone();
                 floor.keep(event);
                 if replies.send(Ok(proto::Result { event_id, sent: true, ..proto::Result::default() })).await.is_err() {
@@ -217,6 +264,9 @@ impl Kubemq for Floor {
     type SubscribeToEventsStream = Replies<Frame>;
 
     async fn subscribe_to_events(&self, request: Request<proto::Subscribe>) -> Answer<Self::SubscribeToEventsStream> {
+        if request.get_ref().subscribe_type_data() == SubscribeType::Events {
+            return Ok(Response::new(self.subscribe(request.into_inner().channel)));
+        }
         let frames = self.events.lock().get(&request.get_ref().channel).cloned().unwrap_or_default();
         // What is read is in memory and encoded; it is sent once, and then the stream stays silent.
         let all = (0..frames.len()).map(move |place| Ok(frames[place].clone()));
@@ -231,16 +281,33 @@ impl Kubemq for Floor {
         absent()
     }
 
-    async fn subscribe_to_requests(&self, _: Request<proto::Subscribe>) -> Answer<Self::SubscribeToRequestsStream> {
-        absent()
+    async fn subscribe_to_requests(
+        &self,
+        request: Request<proto::Subscribe>,
+    ) -> Answer<Self::SubscribeToRequestsStream> {
+        Ok(Response::new(self.subscribe(request.into_inner().channel)))
     }
 
-    async fn send_request(&self, _: Request<proto::Request>) -> Answer<proto::Response> {
-        absent()
+    async fn send_request(&self, request: Request<proto::Request>) -> Answer<proto::Response> {
+        let mut request = request.into_inner();
+        let (sender, answer) = oneshot::channel();
+        request.reply_channel = self.transactions.fetch_add(1, Ordering::Relaxed).to_string();
+        self.waiting.lock().insert(request.reply_channel.clone(), sender);
+        let subscribers = self.subscribers(&request.channel);
+        let frame = Frame::request(request);
+        for subscriber in &subscribers {
+            subscriber.send(Ok(frame.clone())).await.ok();
+        }
+        answer.await.map(Response::new).map_err(|_| Status::internal("no answer"))
     }
 
-    async fn send_response(&self, _: Request<proto::Response>) -> Answer<proto::Empty> {
-        absent()
+    async fn send_response(&self, request: Request<proto::Response>) -> Answer<proto::Empty> {
+        let response = request.into_inner();
+        let waiting = self.waiting.lock().remove(&response.reply_channel);
+        if let Some(waiting) = waiting {
+            waiting.send(response).ok();
+        }
+        Ok(Response::new(proto::Empty {}))
     }
 
     async fn send_queue_messages_batch(

@@ -232,7 +232,7 @@ fn micros(nanos: u64) -> f64 {
 
 fn render(conditions: &[(&str, String)], sync: &Sync, plan: &Plan<'_>, rows: &[Row]) -> String {
     let mut text = String::from("# What was reached\n\n");
-    text.push_str("Written by `kubemq-bench table`. Messages of 1 KiB, durability `group`; broker, floor and client share the machine.\n");
+    text.push_str("Written by `kubemq-bench table`. Messages of 1 KiB unless the row says otherwise, durability `group`; broker, floor and client share the machine.\n");
     let times = plan.times;
     writeln!(
         text,

@@ -10,7 +10,7 @@ use kubemq_server::cli::client::Token;
 use crate::floor::KEPT;
 use crate::process::Server;
 
-/// Bytes of a body.
+/// Bytes of a body, unless the work says otherwise.
 const BODY: u32 = 1024;
 
 /// Events that a replay reads again and again: three times what the broker keeps in memory.
@@ -25,6 +25,10 @@ pub(crate) struct Work {
     pub(crate) in_flight: u64,
     pub(crate) channels: usize,
     pub(crate) connections: usize,
+    /// Subscribers of each event.
+    pub(crate) receivers: usize,
+    /// Bytes of a body.
+    pub(crate) body: u32,
     /// What must be reached.
     pub(crate) target: Target,
 }
@@ -42,8 +46,8 @@ pub(crate) enum Target {
     None,
 }
 
-/// The rows of the first issue, and two that show how the engine scales.
-pub(crate) const WORKS: [Work; 10] = [
+/// The rows of the issues, and some that show how the engine scales.
+pub(crate) const WORKS: [Work; 14] = [
     work("one synchronous sender", Mode::Upstream, 1, Target::Latency { more_us: 40.0 }),
     work("upstream stream, 64 in flight", Mode::Upstream, 64, Target::Share { of_floor: 0.2, p99_us: Some(1700.0) }),
     work("upstream stream, 1024 in flight", Mode::Upstream, 1024, Target::Share { of_floor: 0.3, p99_us: None }),
@@ -57,11 +61,23 @@ pub(crate) const WORKS: [Work; 10] = [
         ..work("publish + get + ack, 1024, 16 channels, 4 connections", Mode::EndToEnd, 1024, Target::None)
     },
     work("events-store publish, 1024 in flight", Mode::EventsStore, 1024, Target::Rate { least: 200_000.0 }),
-    work("events-store replay", Mode::Replay, 1, Target::Share { of_floor: 0.65, p99_us: None }),
+    work("events-store replay", Mode::Replay, 1, share(0.65)),
+    Work { body: 128, ..work("events 1→1, 4096 in flight, 128 B", Mode::Events, 4096, share(0.5)) },
+    Work {
+        body: 128,
+        receivers: 8,
+        ..work("events 1→8, deliveries, 8192 in flight, 128 B", Mode::Events, 8192, share(0.6))
+    },
+    Work { body: 256, ..work("commands, 150 concurrent, 256 B", Mode::Commands, 150, share(0.9)) },
+    Work { body: 256, ..work("commands, one after another, 256 B", Mode::Commands, 1, share(0.85)) },
 ];
 
+const fn share(of_floor: f64) -> Target {
+    Target::Share { of_floor, p99_us: None }
+}
+
 const fn work(name: &'static str, mode: Mode, in_flight: u64, target: Target) -> Work {
-    Work { name, mode, in_flight, channels: 1, connections: 1, target }
+    Work { name, mode, in_flight, channels: 1, connections: 1, receivers: 1, body: BODY, target }
 }
 
 /// How long each measurement takes.
@@ -96,13 +112,14 @@ impl Work {
             mode: self.mode,
             rate: None,
             in_flight: self.in_flight,
-            size: BODY as usize,
+            size: self.body as usize,
             channels: self.channels,
             prefix: if matches!(self.mode, Mode::EndToEnd | Mode::Replay) { KEPT } else { "bench" }.to_owned(),
             connections: self.connections,
             batch: 1,
             items: None,
             events: REPLAYED,
+            receivers: self.receivers,
             duration: times.duration,
             warm_up: times.warm_up,
             broker_process: Some(server.id()),
@@ -120,7 +137,7 @@ impl Work {
             p99_us: report.latency.p99_us,
             client_us: 1e6 * per_message(report.client_cpu_seconds),
             server_us: 1e6 * per_message(report.broker_cpu_seconds),
-            amplification: per_message(written) / f64::from(BODY),
+            amplification: per_message(written) / f64::from(self.body),
         })
     }
 }

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use hdrhistogram::Histogram;
+use kubemq_proto::kubemq::request::RequestType;
+use kubemq_proto::kubemq::subscribe::SubscribeType;
 use kubemq_runtime::{Instant, OnFailure, Random, Runtime, Task};
 use serde::Serialize;
 
@@ -17,13 +19,16 @@ use super::process::Usage;
 use super::report::{Measured, Report, micros};
 use super::stored::Replaying;
 use super::upstream::{self, Confirmation};
-use super::wire::Template;
-use super::{Service, stored, unary};
+use super::wire::{RequestAnswer, SendAnswer, Template};
+use super::{Service, events, responder, stored, unary};
 use crate::cli::client::{self, Token};
 use crate::cli::output::Failure;
 
 /// How long answers are waited for when nothing is sent any more.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// How long a command or query may take.
+const REQUEST_MILLIS: i32 = 10_000;
 
 /// How often the end of the answers is looked for.
 const DRAIN_LOOK: Duration = Duration::from_millis(2);
@@ -44,6 +49,15 @@ pub enum Mode {
     Unary,
     /// Publish, get and ack at once; a message is done when its consumer has it
     EndToEnd,
+    /// Publish events on a stream; each copy is a message, done when its subscriber has it
+    #[value(skip)]
+    Events,
+    /// Send commands; one is done when it is answered
+    #[value(skip)]
+    Commands,
+    /// Send queries; one is done when it is answered
+    #[value(skip)]
+    Queries,
     /// Store events; an event is done when its result comes
     #[value(skip)]
     EventsStore,
@@ -60,6 +74,9 @@ impl Mode {
             Self::Upstream => "upstream",
             Self::Unary => "unary",
             Self::EndToEnd => "end-to-end",
+            Self::Events => "events",
+            Self::Commands => "commands",
+            Self::Queries => "queries",
             Self::EventsStore => "events-store",
             Self::Replay => "replay",
         }
@@ -95,6 +112,8 @@ pub struct Load {
     pub items: Option<u32>,
     /// Events that a replay stores before, and reads again and again.
     pub events: u64,
+    /// Subscribers that get each event that is not stored.
+    pub receivers: usize,
     /// How long to measure.
     pub duration: Duration,
     /// How long to run before that.
@@ -148,16 +167,26 @@ impl Load {
         Ok(Report::new(self, self.duration, &measured))
     }
 
+    /// Returns for how many messages one request counts.
+    fn weight(&self) -> u64 {
+        if self.mode == Mode::Events { self.receivers as u64 } else { self.batch }
+    }
+
+    /// Returns whether each publishing connection has one beside it that receives.
+    fn has_receivers(&self) -> bool {
+        matches!(self.mode, Mode::EndToEnd | Mode::Events | Mode::Commands | Mode::Queries)
+    }
+
     fn check(&self) -> Result<(), Failure> {
         let connections = self.connections as u64;
-        let wrong = if self.in_flight < connections * self.batch {
+        let wrong = if self.in_flight < connections * self.weight() {
             "each connection needs room for one request: raise --in-flight, or lower --connections or --batch"
-        } else if self.mode == Mode::EndToEnd && self.channels < self.connections {
-            "end to end, each connection has channels of its own: raise --channels or lower --connections"
+        } else if self.has_receivers() && self.channels < self.connections {
+            "each connection has channels of its own: raise --channels or lower --connections"
         } else if self.mode == Mode::Replay && self.channels != self.connections {
             "a replay reads one channel on each connection: leave --channels out"
-        } else if self.mode == Mode::Unary && self.batch > 1 {
-            "a unary send carries one message: leave --batch out"
+        } else if !matches!(self.mode, Mode::Upstream | Mode::EndToEnd) && self.batch > 1 {
+            "one call or event carries one message: leave --batch out"
         } else {
             return Ok(());
         };
@@ -248,10 +277,7 @@ impl Running {
         let tag = runtime.random.u64();
         let mut services = Vec::new();
         for _ in 0..load.connections {
-            services.push((
-                connect(load).await?,
-                if load.mode == Mode::EndToEnd { Some(connect(load).await?) } else { None },
-            ));
+            services.push((connect(load).await?, if load.has_receivers() { Some(connect(load).await?) } else { None }));
         }
         if load.mode == Mode::Replay {
             for (number, (service, _)) in services.iter().enumerate() {
@@ -266,43 +292,98 @@ impl Running {
                 runtime.clock.clone(),
                 tag + number as u64,
                 share(load.in_flight, load.connections, number),
-                load.batch,
+                load.weight(),
                 load.schedule(start, number),
             );
             running.flows.push(Arc::clone(&flow));
-            // End to end, each channel belongs to one connection; otherwise every connection uses all.
+            // With receivers, each channel belongs to one connection; otherwise every connection uses all.
             let own: Vec<String> = (0..load.channels)
                 .filter(|channel| consumer.is_none() || channel % load.connections == number)
                 .map(|channel| load.channel(channel))
                 .collect();
-            let template = |channel: &String| match load.mode {
-                Mode::EventsStore | Mode::Replay => Template::stored_event(&load.client_id, channel, body.clone()),
-                Mode::Upstream | Mode::Unary | Mode::EndToEnd => Template::new(&load.client_id, channel, body.clone()),
-            };
-            let templates: Arc<[Template]> = own.iter().map(template).collect();
+            let templates = own.iter().map(|channel| load.template(channel, body.clone())).collect();
             if let Some(consumer) = consumer {
-                running.consume(load, runtime, meter, &flow, &consumer, own);
+                running.receive(load, runtime, meter, &flow, &consumer, own).await?;
             }
-            let confirmation = if load.mode == Mode::EndToEnd { Confirmation::Refusals } else { Confirmation::Ends };
-            let (meter, clock) = (meter.clone(), runtime.clock.clone());
-            match load.mode {
-                Mode::Unary => running.spawn(runtime, unary::send(publisher, flow, templates, meter, clock)),
-                Mode::Upstream | Mode::EndToEnd => running.spawn(
-                    runtime,
-                    upstream::publish(publisher, flow, templates, load.batch, confirmation, meter, clock),
-                ),
-                Mode::EventsStore => running.spawn(runtime, stored::publish(publisher, flow, templates, meter, clock)),
-                Mode::Replay => {
-                    let replaying = Replaying { channel: load.channel(number), events: load.events };
-                    let random = runtime.random.branch("replay");
-                    running.spawn(runtime, stored::replay(publisher, replaying, random, meter, clock));
-                }
-            }
+            running.send(load, number, runtime, meter, flow, publisher, templates);
         }
         if load.rate.is_some() {
             pace(runtime, running.flows.clone());
         }
         Ok(running)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what one connection is made of")]
+    fn send(
+        &mut self,
+        load: &Load,
+        number: usize,
+        runtime: &Runtime,
+        meter: &Meter,
+        flow: Arc<Flow>,
+        service: Service,
+        templates: Arc<[Template]>,
+    ) {
+        let (meter, clock) = (meter.clone(), runtime.clock.clone());
+        match load.mode {
+            Mode::Upstream | Mode::EndToEnd => {
+                let ends = load.mode == Mode::Upstream;
+                let confirmation = if ends { Confirmation::Ends } else { Confirmation::Refusals };
+                let batch = load.batch;
+                self.spawn(runtime, upstream::publish(service, flow, templates, batch, confirmation, meter, clock));
+            }
+            Mode::Unary => {
+                let path = "/kubemq.kubemq/SendQueueMessage";
+                self.spawn(runtime, unary::send::<SendAnswer>(service, path, flow, templates, meter, clock));
+            }
+            Mode::Commands | Mode::Queries => {
+                let path = "/kubemq.kubemq/SendRequest";
+                self.spawn(runtime, unary::send::<RequestAnswer>(service, path, flow, templates, meter, clock));
+            }
+            Mode::Events => {
+                self.spawn(runtime, events::publish(service, flow, templates, load.weight(), meter));
+            }
+            Mode::EventsStore => self.spawn(runtime, stored::publish(service, flow, templates, meter, clock)),
+            Mode::Replay => {
+                let replaying = Replaying { channel: load.channel(number), events: load.events };
+                let random = runtime.random.branch("replay");
+                self.spawn(runtime, stored::replay(service, replaying, random, meter, clock));
+            }
+        }
+    }
+
+    /// Has somebody receive from `channels` before anything is sent there.
+    async fn receive(
+        &mut self,
+        load: &Load,
+        runtime: &Runtime,
+        meter: &Meter,
+        flow: &Arc<Flow>,
+        service: &Service,
+        channels: Vec<String>,
+    ) -> Result<(), Failure> {
+        let kind = match load.mode {
+            Mode::EndToEnd => {
+                self.consume(load, runtime, meter, flow, service, channels);
+                return Ok(());
+            }
+            Mode::Queries => SubscribeType::Queries,
+            Mode::Commands => SubscribeType::Commands,
+            _ => SubscribeType::Events,
+        };
+        for channel in channels {
+            if kind != SubscribeType::Events {
+                let asked = responder::subscribe(service.clone(), kind, &load.client_id, &channel).await?;
+                self.spawn(runtime, responder::respond(service.clone(), asked, load.client_id.clone()));
+                continue;
+            }
+            for _ in 0..load.receivers {
+                let events = events::subscribe(service.clone(), &load.client_id, &channel).await?;
+                let (flow, meter, clock) = (Arc::clone(flow), meter.clone(), runtime.clock.clone());
+                self.spawn(runtime, events::receive(events, flow, meter, clock));
+            }
+        }
+        Ok(())
     }
 
     fn consume(
@@ -362,6 +443,18 @@ impl Drop for Running {
 }
 
 impl Load {
+    fn template(&self, channel: &str, body: Bytes) -> Template {
+        let request = |kind, body| Template::request(kind, &self.client_id, channel, body, REQUEST_MILLIS);
+        match self.mode {
+            Mode::Commands => request(RequestType::Command, body),
+            Mode::Queries => request(RequestType::Query, body),
+            Mode::EventsStore | Mode::Replay => Template::stored_event(&self.client_id, channel, body),
+            Mode::Upstream | Mode::Unary | Mode::EndToEnd | Mode::Events => {
+                Template::new(&self.client_id, channel, body)
+            }
+        }
+    }
+
     /// Returns the schedule of one connection: each takes its share of the rate, shifted so that they alternate.
     #[expect(
         clippy::cast_precision_loss,
@@ -370,7 +463,7 @@ impl Load {
         reason = "small positive numbers"
     )]
     fn schedule(&self, start: Instant, connection: usize) -> Option<Schedule> {
-        let nanos_between_requests = 1e9 * self.batch as f64 / self.rate?;
+        let nanos_between_requests = 1e9 * self.weight() as f64 / self.rate?;
         let shift = Duration::from_nanos((nanos_between_requests * connection as f64) as u64);
         Some(Schedule { start: start + shift, nanos_per_request: nanos_between_requests * self.connections as f64 })
     }

@@ -1,15 +1,19 @@
 //! `kubemq bench`: loads for any server that speaks this API, measured without coordinated omission.
 //!
 //! Start reading in [`load`]. A load is a number of connections, each with a [`flow`] that says when the next
-//! request may go and from when it is charged; [`upstream`], [`unary`], [`end_to_end`] and [`stored`] are the kinds.
+//! request may go and from when it is charged; [`upstream`], [`unary`], [`stored`] and [`events`]
+//! send, [`end_to_end`], [`events`] and [`responder`] are at the other end.
 //! The same code is the client of the measurements in `tests/bench`.
 
 mod end_to_end;
+mod events;
 mod flow;
+mod live;
 mod load;
 mod meter;
 pub mod process;
 mod report;
+mod responder;
 mod stored;
 mod unary;
 mod upstream;
@@ -52,6 +56,12 @@ enum Command {
     Queue(Queue),
     #[command(name = "events_store", visible_aliases = ["es", "events-store"])]
     EventsStore(EventsStore),
+    #[command(visible_aliases = ["event", "e"])]
+    Events(live::Events),
+    #[command(visible_aliases = ["command", "cmd"])]
+    Commands(live::Requests),
+    #[command(visible_aliases = ["query", "qry"])]
+    Queries(live::Requests),
 }
 
 /// Measure stored events: storing them, or reading them from the first on
@@ -159,6 +169,9 @@ impl Bench {
             let load = match &self.command {
                 Command::Queue(queue) => queue.load(&self.connection)?,
                 Command::EventsStore(events) => events.load(&self.connection)?,
+                Command::Events(events) => events.load(&self.connection)?,
+                Command::Commands(requests) => requests.load(Mode::Commands, &self.connection)?,
+                Command::Queries(requests) => requests.load(Mode::Queries, &self.connection)?,
             };
             self.command.pace().run(load, &self.connection, &runtime).await
         }))
@@ -170,6 +183,8 @@ impl Command {
         match self {
             Self::Queue(queue) => &queue.pace,
             Self::EventsStore(events) => &events.pace,
+            Self::Events(events) => &events.pace,
+            Self::Commands(requests) | Self::Queries(requests) => &requests.pace,
         }
     }
 }
@@ -213,6 +228,7 @@ impl Pace {
             batch: 1,
             items: None,
             events: 0,
+            receivers: 1,
             duration: self.duration,
             warm_up: self.warmup,
             broker_process: self.broker_pid,
@@ -246,8 +262,9 @@ fn heading(load: &Load) -> String {
         || format!("{} in flight", grouped(load.in_flight)),
         |rate| format!("{} msg/s, at most {} in flight", grouped_rate(rate), grouped(load.in_flight)),
     );
+    let receivers = if load.mode == Mode::Events { format!(", receivers {}", load.receivers) } else { String::new() };
     format!(
-        "Load {} on {}: {pace}, {} bytes, {} per request, channels {}, connections {}, for {} s after {} s",
+        "Load {} on {}: {pace}, {} bytes, {} per request, channels {}, connections {}{receivers}, for {} s after {} s",
         load.mode.name(),
         load.address,
         load.size,
@@ -281,7 +298,13 @@ async fn delete_channels(load: &Load, connection: &Connection, runtime: &Runtime
     let mut client = connection.connect().await?;
     for number in 0..load.channels {
         let channel = load.channel(number);
-        let kind = if matches!(load.mode, Mode::EventsStore | Mode::Replay) { "events_store" } else { "queues" };
+        let kind = match load.mode {
+            Mode::EventsStore | Mode::Replay => "events_store",
+            Mode::Events => "events",
+            Mode::Commands => "commands",
+            Mode::Queries => "queries",
+            Mode::Upstream | Mode::Unary | Mode::EndToEnd => "queues",
+        };
         let tags = [("channel_type", kind), ("channel", channel.as_str())];
         super::channels::manage(&mut client, runtime, &load.client_id, "delete-channel", &tags).await?;
     }

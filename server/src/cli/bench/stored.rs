@@ -77,7 +77,12 @@ pub(super) async fn publish(
     stream_ended()
 }
 
-async fn open<S>(service: Service, requests: S) -> Result<tonic::Streaming<EventAnswer>, Failure>
+/// Opens a stream of events.
+///
+/// # Errors
+///
+/// When it cannot be opened.
+pub(super) async fn open<S>(service: Service, requests: S) -> Result<tonic::Streaming<EventAnswer>, Failure>
 where
     S: Stream<Item = Single> + Send + 'static,
 {

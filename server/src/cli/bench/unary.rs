@@ -1,4 +1,4 @@
-//! The load of unary sends: one call per message, all of a connection in one task.
+//! The load of unary sends and requests: one call per message, all of a connection in one task.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -13,13 +13,14 @@ use tonic::{Request, Status};
 use super::Service;
 use super::flow::Flow;
 use super::meter::Meter;
-use super::wire::{Id, SendAnswer, Single, Template, Wire};
+use super::wire::{Answer, Id, Single, Template, Wire};
 use crate::cli::client::refused;
 use crate::cli::output::Failure;
 
-/// Sends what `flow` lets go until a call fails.
-pub(super) async fn send(
+/// Calls the method at `path` with what `flow` lets go until a call fails.
+pub(super) async fn send<A: Answer>(
     service: Service,
+    path: &'static str,
     flow: Arc<Flow>,
     templates: Arc<[Template]>,
     meter: Meter,
@@ -32,7 +33,7 @@ pub(super) async fn send(
         let (id, answer) = poll_fn(|context| {
             while let Poll::Ready(id) = flow.poll_next(context) {
                 turn = (turn + 1) % templates.len();
-                calls.push(call(grpc.clone(), id, templates[turn].clone()));
+                calls.push(call::<A>(grpc.clone(), path, id, templates[turn].clone()));
             }
             match calls.poll_next_unpin(context) {
                 Poll::Ready(Some(answer)) => Poll::Ready(answer),
@@ -46,7 +47,7 @@ pub(super) async fn send(
             Err(status) => return refused(&status),
         };
         let now = clock.now();
-        meter.with(|counters| match answer.error {
+        meter.with(|counters| match answer.error() {
             None => counters.answered(id.intended, now, 1),
             Some(error) => counters.refused(1, error),
         });
@@ -54,11 +55,16 @@ pub(super) async fn send(
     }
 }
 
-async fn call(mut grpc: tonic::client::Grpc<Service>, id: Id, template: Template) -> (Id, Result<SendAnswer, Status>) {
+async fn call<A: Answer>(
+    mut grpc: tonic::client::Grpc<Service>,
+    path: &'static str,
+    id: Id,
+    template: Template,
+) -> (Id, Result<A, Status>) {
     if let Err(error) = grpc.ready().await {
         return (id, Err(Status::from_error(error.into())));
     }
-    let path = PathAndQuery::from_static("/kubemq.kubemq/SendQueueMessage");
-    let answer = grpc.unary(Request::new(Single { id, template }), path, Wire::<Single, SendAnswer>::default()).await;
+    let path = PathAndQuery::from_static(path);
+    let answer = grpc.unary(Request::new(Single { id, template }), path, Wire::<Single, A>::default()).await;
     (id, answer.map(tonic::Response::into_inner))
 }

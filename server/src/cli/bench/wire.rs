@@ -117,7 +117,8 @@ fn from_hexadecimal(digits: &[u8]) -> Option<u64> {
     digits.iter().try_fold(0, |number: u64, &digit| Some((number << 4) | u64::from(char::from(digit).to_digit(16)?)))
 }
 
-/// Everything of a message but its id, encoded.
+/// Everything of a message, an event or a request but its id, encoded. Messages and events have the same fields
+/// here.
 #[derive(Clone, Debug)]
 pub(super) struct Template(Bytes);
 
@@ -130,6 +131,25 @@ impl Template {
             ..proto::QueueMessage::default()
         };
         Self(message.encode_to_vec().into())
+    }
+
+    /// Returns that of a request which waits for so many milliseconds.
+    pub(super) fn request(
+        kind: proto::request::RequestType,
+        client_id: &str,
+        channel: &str,
+        body: Bytes,
+        timeout: i32,
+    ) -> Self {
+        let request = proto::Request {
+            request_type_data: kind.into(),
+            client_id: client_id.to_owned(),
+            channel: channel.to_owned(),
+            body,
+            timeout,
+            ..proto::Request::default()
+        };
+        Self(request.encode_to_vec().into())
     }
 
     /// A stored event instead of a message.
@@ -160,7 +180,7 @@ fn write_id(id: Id, buffer: &mut impl BufMut) {
     id.write(buffer);
 }
 
-/// One message by itself: the request of a unary send.
+/// One message, event or request by itself.
 pub(super) struct Single {
     pub(super) id: Id,
     pub(super) template: Template,
@@ -192,16 +212,25 @@ impl Outgoing for Upstream {
 
 impl Outgoing for proto::Subscribe {
     fn write(&self, buffer: &mut EncodeBuf<'_>) {
-        // A BytesMut grows as needed.
-        self.encode(buffer).ok();
+        write_message(self, buffer);
     }
 }
 
 impl Outgoing for proto::QueuesDownstreamRequest {
     fn write(&self, buffer: &mut EncodeBuf<'_>) {
-        // A BytesMut grows as needed.
-        self.encode(buffer).ok();
+        write_message(self, buffer);
     }
+}
+
+impl Outgoing for proto::Response {
+    fn write(&self, buffer: &mut EncodeBuf<'_>) {
+        write_message(self, buffer);
+    }
+}
+
+fn write_message(message: &impl prost::Message, buffer: &mut EncodeBuf<'_>) {
+    // A BytesMut grows as needed.
+    message.encode(buffer).ok();
 }
 
 /// The answer to one upstream request.
@@ -262,7 +291,90 @@ impl Incoming for SendAnswer {
     }
 }
 
-/// The answer to one stored event.
+/// An event, of which only the id counts; one that somebody else published has none.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Received(pub(super) Option<Id>);
+
+impl Incoming for Received {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        // The id is the first field that every encoder writes; what follows need not be read.
+        match Fields(bytes).next()? {
+            Some((1, Value::Bytes(id))) => Some(Self(Id::read(id))),
+            field => field.map(|_| Self(None)),
+        }
+    }
+}
+
+/// What a responder needs of a request.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) request_id: String,
+    pub(super) reply_channel: String,
+}
+
+impl Incoming for Asked {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let mut asked = Self::default();
+        for field in Fields(bytes) {
+            match field? {
+                (1, Value::Bytes(id)) => asked.request_id = String::from_utf8_lossy(id).into_owned(),
+                (7, Value::Bytes(token)) => asked.reply_channel = String::from_utf8_lossy(token).into_owned(),
+                _ => {}
+            }
+        }
+        Some(asked)
+    }
+}
+
+/// The answer to a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct RequestAnswer {
+    pub(super) error: Option<String>,
+}
+
+impl Incoming for RequestAnswer {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let mut executed = false;
+        let mut text = String::new();
+        for field in Fields(bytes) {
+            match field? {
+                (8, Value::Number(number)) => executed = number != 0,
+                (9, Value::Bytes(error)) => text = String::from_utf8_lossy(error).into_owned(),
+                _ => {}
+            }
+        }
+        Some(Self { error: (!executed).then_some(text) })
+    }
+}
+
+/// An answer that says nothing.
+pub(super) struct Nothing;
+
+impl Incoming for Nothing {
+    fn read(_: &[u8]) -> Option<Self> {
+        Some(Self)
+    }
+}
+
+/// The answer to a call with one message.
+pub(super) trait Answer: Incoming {
+    /// Returns why the message was refused.
+    fn error(self) -> Option<String>;
+}
+
+impl Answer for SendAnswer {
+    fn error(self) -> Option<String> {
+        self.error
+    }
+}
+
+impl Answer for RequestAnswer {
+    fn error(self) -> Option<String> {
+        self.error
+    }
+}
+
+/// The answer to one event: to one that is not stored only when it is refused.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct EventAnswer {
     pub(super) id: Option<Id>,
@@ -460,6 +572,28 @@ mod tests {
         Template::stored_event("me", "orders", Bytes::from_static(b"body")).write(ID, &mut bytes);
         let event = proto::Event::decode(bytes.as_slice()).unwrap();
         assert_eq!((event.event_id.len(), event.store, event.channel.as_str()), (ID_LENGTH, true, "orders"));
+    }
+
+    #[test]
+    fn events_and_requests_are_read_as_the_generated_types_write_them() {
+        let id = "0000123456789abc0000000000000029".to_owned();
+        let event = proto::EventReceive { event_id: id.clone(), body: "b".into(), ..Default::default() };
+        assert_eq!(Received::read(&event.encode_to_vec()), Some(Received(Some(ID))));
+        let foreign = proto::EventReceive { channel: "a".into(), ..Default::default() };
+        assert_eq!(Received::read(&foreign.encode_to_vec()), Some(Received(None)));
+
+        let template = Template::request(proto::request::RequestType::Query, "me", "a", Bytes::from_static(b"b"), 7);
+        let mut bytes = Vec::new();
+        template.write(ID, &mut bytes);
+        let request = proto::Request::decode(bytes.as_slice()).unwrap();
+        assert_eq!((request.request_id.as_str(), request.timeout, request.channel.as_str()), (id.as_str(), 7, "a"));
+        let asked = proto::Request { reply_channel: "token".into(), ..request };
+        let wanted = Asked { request_id: id, reply_channel: "token".into() };
+        assert_eq!(Asked::read(&asked.encode_to_vec()), Some(wanted));
+        for (executed, error) in [(true, None), (false, Some("no".to_owned()))] {
+            let response = proto::Response { executed, error: "no".into(), ..Default::default() };
+            assert_eq!(RequestAnswer::read(&response.encode_to_vec()), Some(RequestAnswer { error }));
+        }
     }
 
     #[test]
