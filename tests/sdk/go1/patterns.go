@@ -431,16 +431,14 @@ func storeGroups(w *world) {
 }
 
 func storeResume(w *world) {
-	sender := w.client()
+	sender, client := w.client(), w.named("resumes")
 	defer sender.Close()
-	w.store(sender, w.queue, texts(1, 5)...)
-	client := w.named("resumes")
-	w.follow(client, w.queue, "", kubemq.StartFromFirstEvent()).has(texts(1, 5)...)
-	must(client.Close())
-	w.store(sender, w.queue, texts(6, 8)...)
-	// It subscribes again as often as the server has not noticed yet that it left.
-	client = w.named("resumes")
 	defer client.Close()
+	w.store(sender, w.queue, texts(1, 5)...)
+	first := w.follow(client, w.queue, "", kubemq.StartFromFirstEvent())
+	first.has(texts(1, 5)...)
+	first.leave()
+	w.store(sender, w.queue, texts(6, 8)...)
 	w.follow(client, w.queue, "", kubemq.StartFromFirstEvent()).has(texts(6, 8)...)
 }
 

@@ -299,33 +299,27 @@ async def store_groups(w):
 
 
 async def store_resume(w):
-    async with w.events("sender") as sender:
+    async with w.events("sender") as sender, w.events("resumes") as client:
         await store(sender, w.channel, *texts(1, 5))
-        async with w.events("resumes") as client:
-            inbox = await to_store(w, client, w.channel, Start.StartFromFirst)
-            await inbox.has(*texts(1, 5))
+        inbox = await to_store(w, client, w.channel, Start.StartFromFirst)
+        await inbox.has(*texts(1, 5))
+        inbox.cancel.cancel()
         await store(sender, w.channel, *texts(6, 8))
-        async with w.events("resumes") as client:
-            inbox = await to_store(w, client, w.channel, Start.StartFromFirst)
-            await inbox.has(*texts(6, 8))
+        inbox = await to_store(w, client, w.channel, Start.StartFromFirst)
+        await inbox.has(*texts(6, 8))
 
 
 async def store_reconnect(w, how):
-    async with w.events() as client, w.events("sender") as sender:
-        inbox = await to_store(w, client, w.channel, Start.StartFromFirst)
-        await store(sender, w.channel, *texts(1, 5))
-        await inbox.has(*texts(1, 5))
+    async with w.events() as client:
+        async with w.events("sender") as sender:
+            inbox = await to_store(w, client, w.channel, Start.StartFromFirst)
+            await store(sender, w.channel, *texts(1, 5))
+            await inbox.has(*texts(1, 5))
         await w.again(how)
-        await w.connected(sender)
-
-        async def stored():
-            with contextlib.suppress(Exception):
-                await store(sender, w.channel, "6")
-                return True
-
-        await until("the stream to send on", stored)
-        await store(sender, w.channel, *texts(7, 10))
-        await until("the last event", lambda: "10" in inbox.bodies())
+        # A sender of its own: this SDK waits for ever for a result that was lost with its stream.
+        async with w.events("sender") as sender:
+            await store(sender, w.channel, *texts(6, 10))
+            await until("the last event", lambda: "10" in inbox.bodies())
         # What was on its way when the server ended may come twice.
         check(list(dict.fromkeys(inbox.bodies())) == texts(1, 10), inbox.bodies())
 

@@ -45,7 +45,14 @@ class World:
         config = kubemq.ClientConfig(address=self.address, client_id=client_id, **config)
         if self.is_async:
             client = getattr(kubemq, "Async" + name)(config=config)
-            await client.connect()
+
+            async def connects():
+                with contextlib.suppress(kubemq.KubeMQError):
+                    await client.connect()
+                    return True
+
+            # The library waits before it looks for a server again that was gone a moment ago.
+            await until("the connection", connects)
         else:
             client = await asyncio.to_thread(getattr(kubemq, name), config=config)
         try:
