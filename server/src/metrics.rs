@@ -55,12 +55,21 @@ struct ChannelNumbers {
     totals: Totals,
     waiting: u64,
     waiting_bytes: u64,
+    readers: u64,
 }
+
+/// What is shown of channels of stored events, too.
+const OF_EVENTS_STORE: [&str; 5] =
+    ["kubemq_messages_count", "kubemq_messages_volume", "kubemq_messages_expired", "kubemq_messages_pending", CLIENTS];
+
+/// What is not shown of queues: who polls one now is no subscriber.
+const CLIENTS: &str = "kubemq_clients_count";
 
 /// What is known of a node at one moment.
 #[derive(Clone, Debug, Default)]
 struct Numbers {
     queues: BTreeMap<String, ChannelNumbers>,
+    events_store: BTreeMap<String, ChannelNumbers>,
     live: LiveNumbers,
     channels: u64,
     timers: u64,
@@ -68,6 +77,8 @@ struct Numbers {
     in_flight: u64,
     log: LogStats,
     log_bytes: u64,
+    free_bytes: u64,
+    nearly_full: u64,
     segments: u64,
     index: IndexStats,
     term: u64,
@@ -94,13 +105,15 @@ impl Metrics {
         let commit = gateway.commit_latency();
         let read = move || {
             let mut numbers = Numbers::default();
-            gateway.with_core(|core| numbers.read_state(&core.state));
+            gateway.with_core(|core| numbers.read_state(&core.state, |channel| core.desk.readers.count(channel)));
             numbers.live = LiveNumbers::read(gateway.live());
             numbers.in_flight = as_u64(gateway.in_flight());
             numbers.log = log.stats();
             let segments = log.segments();
             numbers.segments = as_u64(segments.len());
             numbers.log_bytes = segments.iter().map(|segment| segment.bytes).sum();
+            numbers.free_bytes = log.free_bytes().unwrap_or(0);
+            numbers.nearly_full = u64::from(log.is_nearly_full());
             numbers.index = index.stats();
             let status = raft.status();
             numbers.term = status.term;
@@ -135,15 +148,20 @@ impl Metrics {
 }
 
 impl Numbers {
-    fn read_state(&mut self, state: &State) {
-        for (n, channel) in state.channels(Kind::Queue).enumerate() {
-            let name = if n < CHANNELS { &**channel.name() } else { OTHERS };
-            // Most scrapes see channels they have a name for; the others share one.
-            let numbers = match self.queues.get_mut(name) {
-                Some(numbers) => numbers,
-                None => self.queues.entry(name.to_owned()).or_default(),
-            };
-            numbers.add(channel.totals(), channel.waiting(), channel.waiting_bytes());
+    fn read_state(&mut self, state: &State, readers: impl Fn(&str) -> usize) {
+        for (kind, all) in [(Kind::Queue, &mut self.queues), (Kind::EventsStore, &mut self.events_store)] {
+            for (n, channel) in state.channels(kind).enumerate() {
+                let name = if n < CHANNELS { &**channel.name() } else { OTHERS };
+                // Most scrapes see channels they have a name for; the others share one.
+                let numbers = match all.get_mut(name) {
+                    Some(numbers) => numbers,
+                    None => all.entry(name.to_owned()).or_default(),
+                };
+                numbers.add(channel.totals(), channel.waiting(), channel.waiting_bytes());
+                if kind == Kind::EventsStore {
+                    numbers.readers += as_u64(readers(channel.name()));
+                }
+            }
         }
         self.channels = state.channel_count();
         self.timers = state.timer_count();
@@ -164,6 +182,8 @@ impl Numbers {
             gauge("kubemq_index_blocks", "blocks of the index on disk", &[], self.index.blocks),
             counter("kubemq_index_refused_total", "blocks that the index could not take", &[], self.index.refused),
             gauge("kubemq_store_bytes", "disk of the log", &[], self.log_bytes),
+            gauge("kubemq_store_free_bytes", "disk that is free", &[], self.free_bytes),
+            gauge("kubemq_store_nearly_full", "whether sends are refused for want of disk", &[], self.nearly_full),
             gauge("kubemq_store_segments", "files of the log", &[], self.segments),
             counter("kubemq_log_written_bytes_total", "bytes written to the log", &[], self.log.bytes),
             counter("kubemq_log_entries_total", "entries written to the log", &[], self.log.entries),
@@ -187,10 +207,10 @@ impl Numbers {
 
     fn message_families(&self, host: &str) -> Vec<MetricFamily> {
         type Read = fn(&ChannelNumbers) -> u64;
-        let rows: [(&str, &str, MetricType, &str, Read); 9] = [
+        let rows: [(&str, &str, MetricType, &str, Read); 10] = [
             (
                 "kubemq_messages_count",
-                "counts messages per node,type,side,channel: stored on the side send, settled on the side receive",
+                "counts messages per node,type,side,channel: stored on the side send, settled or read on the side receive",
                 MetricType::COUNTER,
                 "send",
                 |numbers| numbers.totals.sent,
@@ -239,12 +259,21 @@ impl Numbers {
                 "receive",
                 |numbers| numbers.totals.redelivered,
             ),
+            (
+                CLIENTS,
+                "holds amount of connected clients per node,type,side,channel: subscriptions, by channel or pattern",
+                MetricType::GAUGE,
+                "receive",
+                |numbers| numbers.readers,
+            ),
         ];
         let mut families: Vec<MetricFamily> = Vec::new();
         for (name, help, kind, side, read) in rows {
-            let metrics = self.queues.iter().map(|(channel, numbers)| {
-                let labels =
-                    [("node", host), ("client_id", ""), ("type", "queues"), ("side", side), ("channel", channel)];
+            let queues = self.queues.iter().filter(|_| name != CLIENTS).map(|numbers| ("queues", numbers));
+            let stored = self.events_store.iter().filter(|_| OF_EVENTS_STORE.contains(&name));
+            let all = queues.chain(stored.map(|numbers| ("events_store", numbers)));
+            let metrics = all.map(|(of, (channel, numbers))| {
+                let labels = [("node", host), ("client_id", ""), ("type", of), ("side", side), ("channel", channel)];
                 metric(kind, &labels, read(numbers))
             });
             match families.iter_mut().find(|family| family.name() == name) {
@@ -345,8 +374,13 @@ mod tests {
 
     fn sample() -> Numbers {
         let totals = Totals { sent: 7, settled: 4, dead_lettered: 1, delayed: 2, ..Totals::default() };
-        let orders = ChannelNumbers { totals, waiting: 3, waiting_bytes: 99 };
-        let mut numbers = Numbers { queues: [("orders".to_owned(), orders)].into(), ..Numbers::default() };
+        let orders = ChannelNumbers { totals, waiting: 3, waiting_bytes: 99, readers: 0 };
+        let read = ChannelNumbers { readers: 2, ..orders.clone() };
+        let mut numbers = Numbers {
+            queues: [("orders".to_owned(), orders)].into(),
+            events_store: [("log".to_owned(), read)].into(),
+            ..Numbers::default()
+        };
         numbers.log.fdatasync_latency[7] = 2;
         numbers.log.fdatasync_latency[8] = 1;
         numbers.log.fdatasync_nanos = 450_000;
@@ -369,6 +403,10 @@ mod tests {
             format!("{} 2", queue("kubemq_messages_delayed", "send")),
             format!("{} 3", queue("kubemq_messages_pending", "send")),
             format!("{} 1", queue("kubemq_dead_letter_total", "receive")),
+            "kubemq_clients_count{node=\"node-a\",client_id=\"\",type=\"events_store\",side=\"receive\",channel=\"log\"} 2"
+                .to_owned(),
+            "kubemq_messages_pending{node=\"node-a\",client_id=\"\",type=\"events_store\",side=\"send\",channel=\"log\"} 3"
+                .to_owned(),
             "# TYPE kubemq_messages_count counter".to_owned(),
             "# TYPE kubemq_messages_delayed gauge".to_owned(),
             "kubemq_log_fdatasync_seconds_bucket{le=\"0.000064\"} 0".to_owned(),

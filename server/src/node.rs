@@ -250,11 +250,15 @@ mod tests {
     }
 
     async fn start(disk: &MemoryDisk) -> Node {
+        start_with(options(), disk).await
+    }
+
+    async fn start_with(options: Options, disk: &MemoryDisk) -> Node {
         let runtime = Runtime::real();
         let index = IndexWriter::start(|| Ok((MemoryIndex::default(), Opening::Fresh)), &runtime);
         let doors =
             Doors { runtime, disk: Arc::new(disk.clone()), peers: Arc::new(kubemq_raft::network::NoPeers), index };
-        Node::start::<kubemq_raft::TokioRuntime>(options(), doors).await.unwrap()
+        Node::start::<kubemq_raft::TokioRuntime>(options, doors).await.unwrap()
     }
 
     async fn take(node: &Node, channel: &str, max: usize, wait: Duration) -> crate::gateway::Held {
@@ -295,6 +299,40 @@ mod tests {
         let held = take(&node, "q", 1, Duration::from_secs(5)).await;
         assert_eq!(held.deliveries[0].sequence, 3, "what is given back keeps its place");
         drop(held);
+        node.stop().await;
+    }
+
+    /// Sends until the answer is `refused`, at most for ten seconds.
+    async fn send_until(node: &Node, refused: bool) -> bool {
+        for _ in 0..100 {
+            let result = node.gateway().send(message("x")).await.unwrap();
+            if result.is_error == refused {
+                let said = kubemq_proto::strings::Refusal::NoSpace.to_string();
+                assert!(!refused || result.error == said, "{result:?}");
+                return true;
+            }
+            node.runtime.clock.sleep(Duration::from_millis(100)).await;
+        }
+        false
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_nearly_full_disk_refuses_sends_and_lets_messages_be_settled() {
+        let disk = MemoryDisk::default();
+        disk.set_capacity(64 << 20);
+        let mut options = options();
+        options.log.segment_bytes = 1 << 20;
+        options.log.reserve_bytes = 1 << 30;
+        let node = start_with(options, &disk).await;
+        assert!(send_until(&node, false).await);
+        let other = kubemq_storage::fs::Disk::create(&disk, std::path::Path::new("other")).await.unwrap();
+        other.allocate(58 << 20).await.unwrap();
+        assert!(send_until(&node, true).await, "it is nearly full");
+        let mut held = take(&node, "q", 1, Duration::from_secs(5)).await;
+        let sequences: Vec<u64> = held.unsettled().collect();
+        assert_eq!(held.ack(&sequences).await.unwrap().len(), 1, "settlements make room");
+        other.set_len(0).await.unwrap();
+        assert!(send_until(&node, false).await, "there is room again");
         node.stop().await;
     }
 

@@ -74,7 +74,11 @@ impl Checked {
             queue: self.queue(),
             live: self.live(),
             retention: self.retention(),
-            memory: Memory { tail_cache_bytes: self.number(&keys::TAIL_CACHE), index_bytes: self.number(&keys::INDEX) },
+            memory: Memory {
+                tail_cache_bytes: self.number(&keys::TAIL_CACHE),
+                index_bytes: self.number(&keys::INDEX),
+                free_disk_bytes: self.number(&keys::FREE_DISK),
+            },
             grace: Duration::from_secs(self.number(&keys::GRACE)),
             warnings,
             file,

@@ -353,6 +353,18 @@ pub static INDEX: Key = Key {
     since: "0.1",
 };
 
+/// Bytes of the disk that stay free.
+pub static FREE_DISK: Key = Key {
+    name: "limits.freeDisk",
+    aliases: &[],
+    env: &["LIMITS_FREE_DISK"],
+    kind: Kind::Bytes { min: 64 * MIB, max: 1024 * GIB },
+    default: "1GiB",
+    doc: "With less of the disk free, or a twentieth of it when that is less, sends are refused and settlements are not, \
+          until there is room again. Four segments stay free in any case.",
+    since: "0.1",
+};
+
 /// Bytes that wait for one subscriber.
 pub static SUBSCRIBER: Key = Key {
     name: "limits.subscriber",
@@ -450,6 +462,7 @@ pub static KEYS: &[&Key] = &[
     &QUEUE_DEFAULT_VISIBILITY,
     &TAIL_CACHE,
     &INDEX,
+    &FREE_DISK,
     &SUBSCRIBER,
     &SUBSCRIBERS,
     &PENDING_REQUESTS,

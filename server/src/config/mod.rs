@@ -47,7 +47,7 @@ pub struct Config {
     pub live: live::Limits,
     /// How long stored events are kept.
     pub retention: Retention,
-    /// Bounds of memory.
+    /// Bounds of memory and disk.
     pub memory: Memory,
     /// How long stopping may take altogether.
     pub grace: Duration,
@@ -101,6 +101,8 @@ pub struct Memory {
     pub tail_cache_bytes: u64,
     /// The index of stored messages, in bytes.
     pub index_bytes: u64,
+    /// What stays free of the disk, in bytes.
+    pub free_disk_bytes: u64,
 }
 
 /// One value and where it came from.

@@ -54,7 +54,7 @@ impl Gateway {
     }
 
     async fn send_all(&self, messages: Vec<QueueMessage>) -> Result<Vec<SendQueueMessageResult>, Unavailable> {
-        let mut publishes = Publishes::default();
+        let mut publishes = Publishes { refusal: self.refuses_to_store(), ..Publishes::default() };
         let mut buffer = BytesMut::new();
         for message in messages {
             publishes.add(message, self.limits(), &self.runtime().random, &mut buffer);
@@ -68,6 +68,12 @@ impl Gateway {
             }
         }
         Ok(publishes.results)
+    }
+
+    /// Returns why nothing can be stored now, if so: when the disk is nearly full, what is left is for the settlements
+    /// that make room.
+    pub(super) fn refuses_to_store(&self) -> Option<Refusal> {
+        self.0.log.is_nearly_full().then_some(Refusal::NoSpace)
     }
 
     /// Submits operations and waits for their outcomes; while there is no leader it waits and submits again.
@@ -93,6 +99,8 @@ pub(super) struct Publishes {
     /// One per message, in order; complete once settled.
     pub(super) results: Vec<SendQueueMessageResult>,
     waiting: Vec<Waiting>,
+    /// Why nothing can be stored now.
+    pub(super) refusal: Option<Refusal>,
 }
 
 /// A message whose operation is submitted: its place among the results, and its life time.
@@ -115,6 +123,10 @@ impl Publishes {
         }
         if let Err(refusal) = validate::send(&message, limits) {
             self.results.push(refused(message.message_id, &refusal));
+            return;
+        }
+        if let Some(refusal) = &self.refusal {
+            self.results.push(refused(message.message_id, refusal));
             return;
         }
         let channel = stored::prepare(&mut message, limits);

@@ -93,6 +93,9 @@ impl Stored {
         if let Err(refusal) = subscribe::storable_event(&event, gateway.limits().max_message_bytes) {
             return Err(failed(event.event_id, &refusal));
         }
+        if let Some(refusal) = gateway.refuses_to_store() {
+            return Err(failed(event.event_id, &refusal));
+        }
         let event_id = event.event_id.clone();
         let Ok(name) = Name::new(&event.channel) else { return Err(failed(event_id, &Refusal::PublishName)) };
         let bytes = event.encoded_len();

@@ -168,6 +168,7 @@ impl Upstream {
         }
         for message in request.messages {
             let (limits, random) = (self.gateway.limits(), &self.gateway.runtime().random);
+            group.publishes.refusal = self.gateway.refuses_to_store();
             group.publishes.add(message, limits, random, &mut self.buffer);
         }
         let added = group.publishes.operations.iter().skip(operations);

@@ -30,7 +30,7 @@ pub enum Operation {
     CreateDir,
     /// [`Disk::sync_dir`].
     SyncDir,
-    /// [`Disk::free_space`].
+    /// [`Disk::free_space`] and [`Disk::total_space`].
     FreeSpace,
     /// [`Disk::lock_dir`].
     LockDir,
@@ -181,6 +181,11 @@ impl Disk for FaultyDisk {
     async fn free_space(&self, dir: &Path) -> Result<u64, Error> {
         self.faults.meet(Operation::FreeSpace, dir).await?;
         self.inner.free_space(dir).await
+    }
+
+    async fn total_space(&self, dir: &Path) -> Result<u64, Error> {
+        self.faults.meet(Operation::FreeSpace, dir).await?;
+        self.inner.total_space(dir).await
     }
 
     async fn lock_dir(&self, dir: &Path) -> Result<Box<dyn DirLock>, Error> {

@@ -434,6 +434,12 @@ impl Disk for MemoryDisk {
         Ok(state.capacity.saturating_sub(state.used()))
     }
 
+    async fn total_space(&self, dir: &Path) -> Result<u64, Error> {
+        let state = self.0.lock();
+        state.check("measure", dir)?;
+        Ok(state.capacity)
+    }
+
     async fn lock_dir(&self, dir: &Path) -> Result<Box<dyn DirLock>, Error> {
         let mut state = self.0.lock();
         state.check("lock", dir)?;

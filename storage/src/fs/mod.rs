@@ -39,6 +39,8 @@ pub trait Disk: Send + Sync + 'static {
     async fn sync_dir(&self, dir: &Path) -> Result<(), Error>;
     /// Returns the bytes that can still be written below `dir`.
     async fn free_space(&self, dir: &Path) -> Result<u64, Error>;
+    /// Returns the bytes of the whole disk below `dir`, written or not.
+    async fn total_space(&self, dir: &Path) -> Result<u64, Error>;
     /// Takes `dir` for this process until the returned lock is dropped.
     ///
     /// Fails with [`Error::Locked`] when another process has it.

@@ -90,6 +90,11 @@ impl Disk for RealDisk {
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
     }
 
+    async fn total_space(&self, dir: &Path) -> Result<u64, Error> {
+        let space = rustix::fs::statvfs(dir).map_err(|error| Error::disk("measure", dir, error.into()))?;
+        Ok(space.f_blocks.saturating_mul(space.f_frsize))
+    }
+
     async fn lock_dir(&self, dir: &Path) -> Result<Box<dyn DirLock>, Error> {
         let path = dir.join(LOCK_NAME);
         let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
@@ -264,7 +269,8 @@ mod tests {
         assert_eq!(RealDisk.list(dir.path()).await.unwrap(), ["b"]);
         RealDisk.remove(&b).await.unwrap();
         assert!(RealDisk.list(dir.path()).await.unwrap().is_empty());
-        assert!(RealDisk.free_space(dir.path()).await.unwrap() > 0);
+        let free = RealDisk.free_space(dir.path()).await.unwrap();
+        assert!(free > 0 && RealDisk.total_space(dir.path()).await.unwrap() >= free);
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -37,6 +38,8 @@ pub(crate) enum KeeperJob {
 const FREE_FILES: usize = 8;
 /// How long they are kept when nothing happens.
 const FREE_FOR: Duration = Duration::from_secs(60);
+/// How often the free room of the disk is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A reserved file, durable under its name.
 pub(crate) struct Spare {
@@ -74,16 +77,26 @@ impl Keeper {
 
     /// Works until the queue is closed.
     pub(crate) async fn run(mut self) {
+        self.look_at_the_disk().await;
+        let (clock, mut idle_since) = (self.shared.clock.clone(), self.shared.clock.now());
         loop {
+            let looks = self.shared.options.reserve_bytes > 0;
             let next = self.shared.keeper.pop();
-            let job = if self.free.is_empty() {
+            let job = if !looks && self.free.is_empty() {
                 next.await
-            } else if let Ok(job) = self.shared.clock.timeout(FREE_FOR, next).await {
-                job
             } else {
-                self.remove_free().await;
-                continue;
+                match clock.timeout(if looks { LOOK_EVERY } else { FREE_FOR }, next).await {
+                    Ok(job) => job,
+                    Err(_) => {
+                        self.look_at_the_disk().await;
+                        if clock.now().since(idle_since) >= FREE_FOR {
+                            self.remove_free().await;
+                        }
+                        continue;
+                    }
+                }
             };
+            idle_since = clock.now();
             let Some(job) = job else { return self.remove_free().await };
             // Whoever asked may be gone; the work was wanted all the same.
             match job {
@@ -155,6 +168,36 @@ impl Keeper {
             }
         }
         self.shared.disk.sync_dir(&self.shared.dir).await
+    }
+
+    /// Notes whether little of the disk is left, and says so when that changes.
+    async fn look_at_the_disk(&mut self) {
+        let Shared { disk, dir, options, nearly_full, free_bytes, .. } = &*self.shared;
+        if options.reserve_bytes == 0 {
+            return;
+        }
+        let (free, total) = match (disk.free_space(dir).await, disk.total_space(dir).await) {
+            (Ok(free), Ok(total)) => (free, total),
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::warn!(error = %kubemq_runtime::chain(&error), "could not ask how much of the disk is free");
+                return;
+            }
+        };
+        free_bytes.store(free, Ordering::Relaxed);
+        let reserve =
+            (total / 20).clamp(4 * options.segment_bytes, options.reserve_bytes.max(4 * options.segment_bytes));
+        let was = nearly_full.load(Ordering::Relaxed);
+        // A little more must be free before it is over, or it would be over and begin again with each segment.
+        let is = free < if was { reserve + reserve / 8 } else { reserve };
+        nearly_full.store(is, Ordering::Relaxed);
+        match (was, is) {
+            (false, true) => {
+                tracing::error!(free, reserve, "the disk is nearly full: nothing more is stored until there is room");
+                self.remove_free().await;
+            }
+            (true, false) => tracing::warn!(free, reserve, "there is room on the disk again"),
+            _ => {}
+        }
     }
 
     /// Gives the room of freed files back. What fails here is removed by the next open.

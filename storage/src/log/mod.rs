@@ -10,7 +10,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use kubemq_runtime::sync::{oneshot, watch};
@@ -415,6 +415,19 @@ impl Log {
         result.await.unwrap_or(Err(Error::Closed))
     }
 
+    /// Returns whether less of the disk is free than [is to stay so](Options::reserve_bytes): what makes room may still
+    /// be written, and nothing else should be.
+    #[must_use]
+    pub fn is_nearly_full(&self) -> bool {
+        self.0.shared.nearly_full.load(Ordering::Relaxed)
+    }
+
+    /// Returns the bytes of the disk that were free lately, when anybody looks after that.
+    #[must_use]
+    pub fn free_bytes(&self) -> Option<u64> {
+        Some(self.0.shared.free_bytes.load(Ordering::Relaxed)).filter(|free| *free != u64::MAX)
+    }
+
     /// Returns what the log has done since it was opened.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -507,6 +520,8 @@ async fn start(disk: Arc<dyn Disk>, dir: PathBuf, options: Options, runtime: &Ru
         index: Mutex::new(recovered.index),
         counts: Counts::default(),
         next_number: AtomicU64::new(recovered.next_number),
+        nearly_full: AtomicBool::new(false),
+        free_bytes: AtomicU64::new(u64::MAX),
     });
     for _ in 0..READERS {
         drop(runtime.tasks.dedicated("log-reader", OnFailure::StopNode, reader::run(Arc::clone(&shared))));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kubemq_runtime::sync::watch;
 use kubemq_runtime::{Clock, Tasks};
@@ -37,6 +37,10 @@ pub(crate) struct Shared {
     pub(crate) failure: watch::Sender<Option<Error>>,
     pub(crate) counts: Counts,
     pub(crate) next_number: AtomicU64,
+    /// Little of the disk is left.
+    pub(crate) nearly_full: AtomicBool,
+    /// Bytes that were free when that was last asked, if it ever was.
+    pub(crate) free_bytes: AtomicU64,
 }
 
 impl Shared {

@@ -13,11 +13,14 @@ pub struct Options {
     pub tail_cache_bytes: u64,
     /// Bytes of frames that one sync makes durable, or one larger frame.
     pub group_bytes: u64,
+    /// With less than this free, or a twentieth of the disk when that is less, but never less than four segments,
+    /// [the disk is nearly full](super::Log::is_nearly_full). Zero: it never is.
+    pub reserve_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, tail_cache_bytes: 64 << 20, group_bytes: 4 << 20 }
+        Self { segment_bytes: 64 << 20, tail_cache_bytes: 64 << 20, group_bytes: 4 << 20, reserve_bytes: 0 }
     }
 }
 

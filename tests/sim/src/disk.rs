@@ -158,6 +158,10 @@ impl Disk for SimDisk {
         self.0.memory.free_space(dir).await
     }
 
+    async fn total_space(&self, dir: &Path) -> Result<u64, Error> {
+        self.0.memory.total_space(dir).await
+    }
+
     async fn lock_dir(&self, dir: &Path) -> Result<Box<dyn DirLock>, Error> {
         self.0.memory.lock_dir(dir).await
     }

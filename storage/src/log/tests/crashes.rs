@@ -105,7 +105,7 @@ struct Run {
 }
 
 fn tiny() -> Options {
-    Options { segment_bytes: 1500, tail_cache_bytes: 600, group_bytes: 700 }
+    Options { segment_bytes: 1500, tail_cache_bytes: 600, group_bytes: 700, reserve_bytes: 0 }
 }
 
 impl Run {

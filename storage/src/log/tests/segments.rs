@@ -194,3 +194,27 @@ fn the_next_segment_is_reserved_before_it_is_needed() {
     let names = bench.run(Disk::list(&bench.disk, &dir())).unwrap();
     assert_eq!(names.len(), 2, "the active one and the next: {names:?}");
 }
+
+#[test]
+fn a_disk_that_fills_up_is_noticed_before_it_is_full_and_so_is_its_end() {
+    let options = Options { reserve_bytes: 1 << 20, ..small() };
+    let disk = MemoryDisk::new();
+    disk.set_capacity(40 << 20);
+    let bench = Bench::on(disk, options);
+    let looked_at = || {
+        bench.run(bench.world.runtime().clock.sleep(Duration::from_secs(2)));
+        bench.log.is_nearly_full()
+    };
+    assert!(!looked_at());
+    assert!(bench.log.free_bytes().is_some_and(|free| free > 39 << 20));
+    let other = PathBuf::from("other");
+    let file = bench.run(Disk::create(&bench.disk, &other)).unwrap();
+    bench.run(file.allocate((39 << 20) + 8192)).unwrap();
+    assert!(looked_at(), "{:?}", bench.log.free_bytes());
+    bench.run(bench.log.append_synced(entries(1, 1..20, 100))).unwrap();
+    assert!(looked_at(), "what is left is there to be used");
+    bench.run(file.set_len(39 << 20)).unwrap();
+    assert!(looked_at(), "a little more must be free before it is over");
+    bench.run(file.set_len(30 << 20)).unwrap();
+    assert!(!looked_at());
+}
