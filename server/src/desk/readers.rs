@@ -8,7 +8,7 @@
 //!
 //! Places survive as cursors in the replicated state. Here is only what is ahead of them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -270,8 +270,9 @@ impl Core {
         note
     }
 
-    /// Looks how far everybody came: what connections took before the last look is noted. Who took nothing since
-    /// then gives back what waits for it.
+    /// Looks how far everybody came: what connections took before the last look is noted. A connection that took
+    /// nothing since then although there was something gives back what waits for it; what it took last may be on its
+    /// way still, and is not noted before it asks again.
     pub(crate) fn note_readers(&mut self) -> Vec<Note> {
         let mut notes = Vec::new();
         for (channel, readers) in &mut self.desk.readers.channels {
@@ -279,8 +280,9 @@ impl Core {
                 let Some(place) = &mut open.place else { continue };
                 let returned = place.returned.len();
                 let mut counts = (0, 0);
-                for member in open.members.values() {
-                    let (events, bytes) = member.given.lock().look(&mut place.returned);
+                let waiting: BTreeSet<u64> = open.waiting.iter().map(|(id, _)| *id).collect();
+                for (id, member) in &open.members {
+                    let (events, bytes) = member.given.lock().look(waiting.contains(id), &mut place.returned);
                     counts = (counts.0 + events, counts.1 + bytes);
                 }
                 if place.returned.len() > returned {
@@ -418,12 +420,13 @@ impl Given {
         self.batches.iter().filter(|batch| batch.kept < batch.end).map(|batch| batch.kept).min()
     }
 
-    fn look(&mut self, returned: &mut BTreeMap<u64, u64>) -> (u64, u64) {
-        let is_stalled = !std::mem::take(&mut self.asked);
+    fn look(&mut self, is_waiting: bool, returned: &mut BTreeMap<u64, u64>) -> (u64, u64) {
+        let is_stalled = !std::mem::take(&mut self.asked) && !is_waiting;
         for batch in &mut self.batches {
-            batch.kept = batch.aged;
-            batch.aged = batch.next;
-            if is_stalled && batch.next < batch.end {
+            if !is_stalled {
+                batch.kept = batch.aged;
+                batch.aged = batch.next;
+            } else if batch.next < batch.end {
                 returned.insert(batch.next, batch.end);
                 batch.end = batch.next;
             }
@@ -452,5 +455,204 @@ impl Given {
 
     fn take_counts(&mut self) -> (u64, u64) {
         (std::mem::take(&mut self.taken_events), std::mem::take(&mut self.taken_bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use kubemq_broker::{BatchView, Name, State};
+
+    use super::*;
+
+    /// A core with one channel of stored events.
+    struct Bench {
+        core: Core,
+        key: ReaderKey,
+    }
+
+    impl Bench {
+        fn new(group: bool) -> Self {
+            let name = Name::new("x").unwrap();
+            let reader = if group { Reader::group(&name) } else { Reader::client(&name) };
+            let mut bench = Self { core: Core::new(State::default()), key: ReaderKey { channel: "e".into(), reader } };
+            bench.store(1);
+            bench
+        }
+
+        fn apply(&mut self, operations: &[Operation]) {
+            let operations: Vec<Bytes> = operations.iter().map(Operation::to_bytes).collect();
+            let entry = self.core.state.entry() + 1;
+            let batch = BatchView { origin: 1, epoch: 1, number: entry, first_part: 1, operations: &operations };
+            let applied = self.core.state.apply(entry, entry, &[batch]);
+            self.core.take_effects(applied.effects);
+        }
+
+        fn store(&mut self, count: usize) {
+            let publish = Operation::Publish {
+                kind: Kind::EventsStore,
+                channel: Name::new("e").unwrap(),
+                delay_ms: 0,
+                expiration_ms: 0,
+                message: Bytes::from_static(b"event"),
+            };
+            self.apply(&vec![publish; count]);
+        }
+
+        fn join(&mut self) -> Arc<Member> {
+            self.core.desk.readers.announce(&self.key).unwrap();
+            let channel = self.core.state.channel(Kind::EventsStore, "e").unwrap().id();
+            self.core.desk.readers.join(&self.key, channel, 0).unwrap()
+        }
+
+        /// Gives a member events and lets them be read; returns how many.
+        fn give(&mut self, member: &Member, events: u64) -> u64 {
+            let want = Want { events, bytes: u64::MAX };
+            let given = self.core.give_events(&self.key, member, want, Waker::noop());
+            let Some((generation, stretches)) = given else { return 0 };
+            let sequences = stretches
+                .iter()
+                .flat_map(|stretch| stretch.first_sequence..stretch.first_sequence + u64::from(stretch.count));
+            let read: Vec<StoredEvent> = sequences
+                .map(|sequence| StoredEvent { sequence, time: 0, event: Some(Bytes::from_static(b"event")) })
+                .collect();
+            let count = read.len() as u64;
+            member.add(generation, read);
+            count
+        }
+
+        fn noted(&mut self) -> Vec<u64> {
+            self.core.note_readers().iter().map(place).collect()
+        }
+    }
+
+    fn place(note: &Note) -> u64 {
+        let Operation::MoveCursor { after, .. } = &note.operation else { panic!("{note:?}") };
+        *after
+    }
+
+    fn take(member: &Member, count: usize) -> Vec<u64> {
+        (0..count).map_while(|_| member.take()).map(|(event, _)| event.sequence).collect()
+    }
+
+    #[test]
+    fn what_was_taken_is_noted_when_it_is_old_enough() {
+        let mut bench = Bench::new(false);
+        bench.store(9);
+        let member = bench.join();
+        assert_eq!(bench.give(&member, 100), 10);
+        assert_eq!(take(&member, 4), [1, 2, 3, 4]);
+        assert_eq!(bench.noted(), [0], "only what was taken is counted yet");
+        assert_eq!(take(&member, 3), [5, 6, 7]);
+        assert_eq!(bench.noted(), [4]);
+        assert_eq!(take(&member, 3), [8, 9, 10]);
+        assert_eq!(bench.noted(), [7]);
+        assert_eq!(bench.give(&member, 100), 0, "it waits for more");
+        assert_eq!(bench.noted(), [10]);
+        assert_eq!(bench.noted(), [0; 0], "nothing new");
+    }
+
+    #[test]
+    fn a_client_that_leaves_has_what_it_took_and_one_that_is_lost_perhaps_not() {
+        for (leave, expected) in [(Leave::Clean, Some(4)), (Leave::Lost, None)] {
+            let mut bench = Bench::new(false);
+            bench.store(9);
+            let member = bench.join();
+            bench.give(&member, 100);
+            take(&member, 4);
+            let note = bench.core.leave_reader(&bench.key, &member, leave);
+            assert_eq!(note.as_ref().map(place), expected);
+            assert!(bench.core.desk.readers.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_stalled_connection_gives_back_what_waits_and_is_not_believed() {
+        let mut bench = Bench::new(false);
+        bench.store(9);
+        let member = bench.join();
+        bench.give(&member, 100);
+        take(&member, 4);
+        bench.noted();
+        assert_eq!(bench.noted(), [0; 0], "what it took last may be on its way");
+        assert_eq!(take(&member, 1), [0; 0], "it keeps nothing in memory");
+        assert_eq!(bench.give(&member, 100), 6);
+        assert_eq!(take(&member, 100), [5, 6, 7, 8, 9, 10]);
+        assert_eq!(bench.noted(), [4]);
+    }
+
+    #[test]
+    fn what_was_being_read_when_it_was_given_back_is_not_added() {
+        let mut bench = Bench::new(false);
+        let member = bench.join();
+        let given = bench.core.give_events(&bench.key, &member, Want { events: 9, bytes: 9 }, Waker::noop());
+        let (generation, _) = given.unwrap();
+        // Nobody asked for longer than a look.
+        bench.noted();
+        bench.noted();
+        member.add(generation, [StoredEvent { sequence: 1, time: 0, event: None }]);
+        assert!(member.take().is_none());
+        assert_eq!(bench.give(&member, 9), 1);
+    }
+
+    #[test]
+    fn members_of_a_group_share_and_what_one_leaves_goes_to_the_others() {
+        let mut bench = Bench::new(true);
+        bench.store(99);
+        let (one, two) = (bench.join(), bench.join());
+        assert_eq!((bench.give(&one, 100), bench.give(&two, 100)), (50, 25));
+        assert_eq!(take(&one, 10), (1..=10).collect::<Vec<_>>());
+        assert_eq!(take(&two, 25), (51..=75).collect::<Vec<_>>());
+        let note = bench.core.leave_reader(&bench.key, &one, Leave::Clean).unwrap();
+        assert_eq!(place(&note), 10, "the others have not read on from there");
+        assert_eq!(bench.give(&two, 1000), 65);
+        let rest = take(&two, 65);
+        assert_eq!(rest, (11..=50).chain(76..=100).collect::<Vec<_>>(), "older ones first");
+        assert_eq!(bench.give(&two, 1), 0);
+        bench.noted();
+        assert_eq!(bench.noted(), [100]);
+    }
+
+    #[test]
+    fn events_of_a_lost_member_are_read_again_by_the_others() {
+        let mut bench = Bench::new(true);
+        bench.store(3);
+        let (one, two) = (bench.join(), bench.join());
+        bench.give(&one, 100);
+        assert_eq!(take(&one, 2), [1, 2]);
+        assert!(bench.core.leave_reader(&bench.key, &one, Leave::Lost).is_none());
+        bench.give(&two, 100);
+        assert_eq!(take(&two, 9), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn one_client_alone_is_announced_once_and_a_group_often() {
+        let mut bench = Bench::new(false);
+        assert!(bench.core.desk.readers.announce(&bench.key).is_ok());
+        assert!(bench.core.desk.readers.announce(&bench.key).is_err());
+        assert!(!bench.core.desk.readers.is_free(&bench.key));
+        bench.core.desk.readers.give_up(&bench.key);
+        assert!(bench.core.desk.readers.is_free(&bench.key) && bench.core.desk.readers.is_empty());
+        let mut bench = Bench::new(true);
+        (bench.join(), bench.join());
+        assert_eq!(bench.core.desk.readers.count("e"), 2);
+    }
+
+    #[test]
+    fn a_channel_that_is_made_anew_is_read_from_its_beginning() {
+        let mut bench = Bench::new(false);
+        bench.store(4);
+        let member = bench.join();
+        bench.give(&member, 100);
+        take(&member, 5);
+        let (kind, channel) = (Kind::EventsStore, Name::new("e").unwrap());
+        bench.apply(&[Operation::Delete { kind, channel }]);
+        assert_eq!(bench.give(&member, 100), 0);
+        bench.store(2);
+        assert_eq!(bench.give(&member, 100), 2);
+        assert_eq!(take(&member, 9), [1, 2]);
+        bench.noted();
+        bench.give(&member, 1);
+        assert_eq!(bench.noted(), [2]);
     }
 }

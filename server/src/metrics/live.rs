@@ -108,13 +108,13 @@ impl LiveNumbers {
             add(families, row.name, row.help, row.kind, metrics);
         }
         // Answers carry no channel: who gives them does not name it.
-        for (name, read) in [
-            ("kubemq_messages_count", (|counted| counted.responses) as fn(&Counted) -> u64),
-            ("kubemq_messages_volume", |counted| counted.response_bytes),
+        for (name, help, read) in [
+            (ROWS[0].name, ROWS[0].help, (|counted| counted.responses) as fn(&Counted) -> u64),
+            (ROWS[2].name, ROWS[2].help, |counted| counted.response_bytes),
         ] {
             let sum = self.channels.values().flat_map(BTreeMap::values).map(read).sum();
             let answers = metric(MetricType::COUNTER, &labels(host, "responses", "send", ""), sum);
-            add(families, name, "", MetricType::COUNTER, vec![answers]);
+            add(families, name, help, MetricType::COUNTER, vec![answers]);
         }
         let Totals { pending_requests, waiting_bytes, cached_answers, cached_bytes } = &self.totals;
         families.extend([
