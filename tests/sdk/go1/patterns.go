@@ -20,6 +20,7 @@ func init() {
 		"events_groups":        eventsGroups,
 		"events_group_left":    eventsGroupLeft,
 		"events_wildcards":     eventsWildcards,
+		"events_large":         eventsLarge,
 		"events_reconnect":     func(w *world) { eventsReconnect(w, "kill") },
 		"events_restart":       func(w *world) { eventsReconnect(w, "stop") },
 		"store_send":           storeSend,
@@ -46,6 +47,7 @@ func init() {
 		"query_error":          queryError,
 		"query_timeout":        queryTimeout,
 		"query_cache":          queryCache,
+		"query_large":          queryLarge,
 		"query_groups":         queryGroups,
 	} {
 		scenarios[id] = scenario
@@ -299,6 +301,19 @@ func eventsWildcards(w *world) {
 	rest.has("deep", "flat")
 	star.has("flat")
 	check(rest.all()[0].channel == w.queue+".a.b" && star.all()[0].channel == w.queue+".a", "%+v", rest.all())
+}
+
+// large is the body of messages that pass the limits of every SDK just so.
+var large = strings.Repeat("0123456789", 300_000)
+
+func eventsLarge(w *world) {
+	client := w.client()
+	defer client.Close()
+	i := w.subscribe(client, w.queue, "")
+	w.ready(client, w.queue, i)
+	w.publish(client, w.queue, large)
+	until("the event", func() bool { return len(i.all()) > 0 })
+	check(i.all()[0].body == large, "the body changed")
 }
 
 func eventsReconnect(w *world, how string) {
@@ -667,6 +682,18 @@ func queryCache(w *world) {
 		check(response.Executed && string(response.Body) == "answer to body" && response.CacheHit == hit, "%+v", response)
 	}
 	i.has("body")
+}
+
+func queryLarge(w *world) {
+	client := w.client()
+	defer client.Close()
+	i := w.answer(client, w.queue, "")
+	w.queriesReady(client, i)
+	response, err := w.query(client, large, 10*time.Second)
+	must(err)
+	check(string(response.Body) == "answer to "+large, "the body of the answer changed")
+	until("the query", func() bool { return len(i.all()) > 0 })
+	check(i.all()[0].body == large, "the body changed")
 }
 
 func queryGroups(w *world) {

@@ -5,6 +5,8 @@ const { EventStoreType } = require('kubemq-js');
 const { bytes, check, pause, same, text, texts, until } = require('./world.js');
 
 const PROBE = 'probe';
+// The body of messages that pass the limits of every SDK just so.
+const LARGE = '0123456789'.repeat(300_000);
 
 /** What a subscriber has received. Probes, which show that a subscription works, are only counted. */
 class Inbox {
@@ -134,6 +136,15 @@ async function eventsWildcards(w) {
   await rest.has('deep', 'flat');
   await star.has('flat');
   same(rest.received.map((event) => event.channel), [w.channel + '.a.b', w.channel + '.a']);
+}
+
+async function eventsLarge(w) {
+  const client = w.client('EventsClient');
+  const inbox = await toEvents(client, w.channel);
+  await ready(client, w.channel, inbox);
+  await send(client, w.channel, LARGE);
+  await until('the event', () => inbox.received.length > 0);
+  check(inbox.bodies()[0] === LARGE, 'the body changed');
 }
 
 async function storeSend(w) {
@@ -331,6 +342,16 @@ async function commandConcurrent(w) {
   await together(texts(1, 50), inbox);
 }
 
+async function queryLarge(w) {
+  const client = w.client('QueriesClient');
+  const inbox = await respond(client, w.channel);
+  await responders(w, client, inbox);
+  const response = await ask(w, client, LARGE);
+  check(text(response.body) === 'answer to ' + LARGE, 'the body of the answer changed');
+  await until('the query', () => inbox.received.length > 0);
+  check(inbox.bodies()[0] === LARGE, 'the body changed');
+}
+
 async function queryCache(w) {
   const client = w.client('QueriesClient');
   const inbox = await respond(client, w.channel);
@@ -353,6 +374,7 @@ module.exports = {
   events_groups: eventsGroups,
   events_group_left: eventsGroupLeft,
   events_wildcards: eventsWildcards,
+  events_large: eventsLarge,
   store_send: storeSend,
   store_stream: storeStream,
   store_new_only: storeNewOnly,
@@ -374,5 +396,6 @@ module.exports = {
   query_error: (w) => error(w, 'QueriesClient'),
   query_timeout: (w) => timeout(w, 'QueriesClient'),
   query_cache: queryCache,
+  query_large: queryLarge,
   query_groups: (w) => groups(w, 'QueriesClient'),
 };

@@ -10,6 +10,8 @@ from kubemq.pubsub.events_store_subscription import EventStoreStartPosition as S
 from world import call, check, texts, until
 
 PROBE = "probe"
+# The body of messages that pass the limits of every SDK just so.
+LARGE = "0123456789" * 300_000
 
 
 class Inbox:
@@ -187,6 +189,15 @@ async def events_wildcards(w):
         await rest.has("deep", "flat")
         await star.has("flat")
         check([event.channel for event in rest.received] == [w.channel + ".a.b", w.channel + ".a"], rest.received)
+
+
+async def events_large(w):
+    async with w.events() as client:
+        inbox = await to_events(w, client, w.channel)
+        await ready(client, w.channel, inbox)
+        await publish(client, w.channel, LARGE)
+        await until("the event", lambda: inbox.received)
+        check(inbox.bodies() == [LARGE], "the body changed")
 
 
 async def events_reconnect(w, how):
@@ -442,6 +453,16 @@ async def query_cache(w):
         await inbox.has("body", "body")
 
 
+async def query_large(w):
+    async with w.requests() as client:
+        inbox = await to_requests(w, client, "query")
+        await responders(w, client, "query", inbox)
+        response = await ask(w, client, "query", LARGE)
+        check(response.body == b"answer to " + LARGE.encode(), "the body of the answer changed")
+        await until("the query", lambda: inbox.received)
+        check(inbox.bodies() == [LARGE], "the body changed")
+
+
 SCENARIOS = {
     "events_send": events_send,
     "events_stream": events_stream,
@@ -449,6 +470,7 @@ SCENARIOS = {
     "events_groups": events_groups,
     "events_group_left": events_group_left,
     "events_wildcards": events_wildcards,
+    "events_large": events_large,
     "events_reconnect": lambda w: events_reconnect(w, "kill"),
     "events_restart": lambda w: events_reconnect(w, "stop"),
     "store_send": store_send,
@@ -474,5 +496,6 @@ SCENARIOS = {
     "query_error": lambda w: error(w, "query"),
     "query_timeout": lambda w: timeout(w, "query"),
     "query_cache": query_cache,
+    "query_large": query_large,
     "query_groups": lambda w: groups(w, "query"),
 }

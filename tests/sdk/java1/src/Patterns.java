@@ -33,6 +33,7 @@ final class Patterns {
         entry("events_fan_out", Patterns::eventsFanOut),
         entry("events_groups", Patterns::eventsGroups),
         entry("events_wildcards", Patterns::eventsWildcards),
+        entry("events_large", Patterns::eventsLarge),
         entry("store_send", Patterns::storeSend),
         entry("store_stream", Patterns::storeStream),
         entry("store_new_only", Patterns::storeNewOnly),
@@ -53,9 +54,13 @@ final class Patterns {
         entry("query_error", w -> error(w, RequestType.Query)),
         entry("query_timeout", w -> timeout(w, RequestType.Query)),
         entry("query_cache", Patterns::queryCache),
+        entry("query_large", Patterns::queryLarge),
         entry("query_groups", w -> groups(w, RequestType.Query)));
 
     private static final String PROBE = "probe";
+
+    /** The body of messages that pass the limits of every SDK just so. */
+    private static final String LARGE = "0123456789".repeat(300_000);
 
     private Patterns() {}
 
@@ -255,6 +260,15 @@ final class Patterns {
         World.same(rest.received.stream().map(Got::channel).toList(), List.of(w.channel + ".a.b", w.channel + ".a"));
     }
 
+    private static void eventsLarge(World w) throws Exception {
+        io.kubemq.sdk.event.Channel sender = sender(w, w.channel, false);
+        Inbox inbox = toEvents(w, w.channel, "");
+        ready(sender, inbox);
+        send(sender, List.of(LARGE));
+        World.until("the event", () -> !inbox.received.isEmpty());
+        World.check(inbox.bodies().equals(List.of(LARGE)), "the body changed");
+    }
+
     private static void storeSend(World w) throws Exception {
         Result result = sender(w, w.channel, true).SendEvent(fullEvent());
         World.check(result.isSent(), result.getError());
@@ -443,6 +457,15 @@ final class Patterns {
         }
         executor.shutdown();
         together(World.texts(1, 50), inbox);
+    }
+
+    private static void queryLarge(World w) throws Exception {
+        Inbox inbox = respond(w, RequestType.Query, "");
+        ready(w, RequestType.Query, inbox);
+        Response response = ask(asker(w, RequestType.Query, 10_000), LARGE);
+        World.check(new String(response.getBody()).equals("answer to " + LARGE), "the body of the answer changed");
+        World.until("the query", () -> !inbox.received.isEmpty());
+        World.check(inbox.bodies().equals(List.of(LARGE)), "the body changed");
     }
 
     private static void queryCache(World w) throws Exception {

@@ -22,6 +22,7 @@ pub async fn play(id: &str, w: World) -> bool {
         "events_groups" => events_groups(w).await,
         "events_group_left" => events_group_left(w).await,
         "events_wildcards" => events_wildcards(w).await,
+        "events_large" => events_large(w).await,
         "events_reconnect" => events_reconnect(w, "kill").await,
         "events_restart" => events_reconnect(w, "stop").await,
         "store_send" => store_send(w).await,
@@ -47,6 +48,7 @@ pub async fn play(id: &str, w: World) -> bool {
         "query_error" => query_error(w).await,
         "query_timeout" => query_timeout(w).await,
         "query_cache" => query_cache(w).await,
+        "query_large" => query_large(w).await,
         "query_groups" => query_groups(w).await,
         _ => return false,
     }
@@ -258,6 +260,20 @@ async fn events_wildcards(w: World) {
     rest.has(&list(&["deep", "flat"])).await;
     star.has(&list(&["flat"])).await;
     assert_eq!((&rest.all()[0].channel, &star.all()[0].channel), (&w.other("a.b"), &w.other("a")));
+}
+
+/// Returns the body of messages that pass the limits of every SDK just so.
+fn large() -> String {
+    "0123456789".repeat(300_000)
+}
+
+async fn events_large(w: World) {
+    let client = w.client().await;
+    let inbox = subscribe(&client, &w.channel, "").await;
+    ready(&client, &w.channel, &[&inbox]).await;
+    publish(&client, &w.channel, &[large()]).await;
+    until("the event", async || (!inbox.all().is_empty()).then_some(())).await;
+    assert!(inbox.bodies() == [large()], "the body changed");
 }
 
 async fn events_reconnect(w: World, how: &str) {
@@ -585,6 +601,16 @@ async fn query_cache(w: World) {
     tokio::time::sleep(Duration::from_millis(2100)).await;
     ask(false).await;
     inbox.has(&list(&["body", "body"])).await;
+}
+
+async fn query_large(w: World) {
+    let client = w.client().await;
+    let inbox = answer(&client, &w.channel, "").await;
+    queries_ready(&w, &client, &[&inbox]).await;
+    let response = must(query(&w, &client, &large(), 10).await);
+    assert!(body(&response.body) == format!("answer to {}", large()), "the body of the answer changed");
+    until("the query", async || (!inbox.all().is_empty()).then_some(())).await;
+    assert!(inbox.bodies() == [large()], "the body changed");
 }
 
 async fn query_groups(w: World) {
