@@ -1,5 +1,6 @@
 //! Events that are not stored: the rows W-05, W-06 and E-01 to E-35 of the conformance checklist
 //! (grpc-api.md §13), over the wire against the real program.
+#![expect(clippy::expect_used, reason = "a test fails by panicking with what it saw")]
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -175,16 +176,16 @@ async fn e_14_every_subscriber_gets_every_event_in_order() {
 }
 
 /// Returns what the members of a group got, each its own, after everything has arrived.
-async fn shared(members: &mut [Subscribed<EventReceive>], count: u32) -> Vec<Vec<String>> {
+async fn shared(members: &mut [Subscribed<EventReceive>], count: usize) -> Vec<Vec<String>> {
     let mut all = Vec::new();
     for events in members {
         all.push(texts(&events.rest(SILENCE).await));
     }
     let mut together: Vec<String> = all.concat();
-    assert_eq!(together.len(), usize::try_from(count).unwrap(), "each event once");
+    assert_eq!(together.len(), count, "each event once");
     together.sort();
     together.dedup();
-    assert_eq!(together.len(), usize::try_from(count).unwrap(), "no event twice");
+    assert_eq!(together.len(), count, "no event twice");
     all
 }
 
@@ -359,6 +360,29 @@ async fn e_29_what_is_refused_is_answered_and_the_stream_goes_on() {
 }
 
 #[tokio::test]
+async fn e_30_every_event_to_store_is_answered_in_order() {
+    let (_server, client) = connected().await;
+    let mut stream = client.events_stream().await;
+    let mut ids = BTreeSet::new();
+    for number in numbers(10) {
+        stream.send(Event { event_id: String::new(), store: true, ..event("e-30", number) }).await;
+    }
+    for _ in 0..10 {
+        let result = stream.next().await;
+        assert_eq!((result.sent, result.error.as_str(), result.event_id.len()), (true, "", 22), "{result:?}");
+        ids.insert(result.event_id);
+    }
+    assert_eq!(ids.len(), 10);
+    let named: Vec<Event> = (0..10).map(|number| Event { store: true, ..event("e-30", number.to_string()) }).collect();
+    for event in &named {
+        stream.send(event.clone()).await;
+    }
+    for event in named {
+        assert_eq!(stream.next().await.event_id, event.event_id);
+    }
+}
+
+#[tokio::test]
 async fn e_31_a_refusal_to_store_is_answered() {
     let (_server, client) = connected().await;
     let mut stream = client.events_stream().await;
@@ -377,6 +401,35 @@ async fn e_32_what_was_sent_before_a_half_close_arrives() {
     stream.half_close();
     stream.ends().await;
     assert_eq!(texts(&events.take(5).await), numbers(5));
+}
+
+#[tokio::test]
+async fn e_33_a_stream_mixes_what_is_stored_and_what_is_not() {
+    let (_server, client) = connected().await;
+    let mut live = [client.events("e-33-a", "").await, client.events("e-33-b", "").await];
+    let new_only = Subscribe { events_store_type_data: 1, ..subscribe(SubscribeType::EventsStore, "e-33-a", "") };
+    let reader = Subscribe { client_id: "e-33".into(), ..new_only };
+    let mut stored = client.try_events(reader).await.unwrap();
+    let mut stream = client.events_stream().await;
+    for number in numbers(20) {
+        stream.send(event("e-33-a", format!("live {number}"))).await;
+        stream
+            .send(Event { store: true, event_id: number.clone(), ..event("e-33-a", format!("stored {number}")) })
+            .await;
+        stream.send(Event { event_id: format!("bad {number}"), ..event("e 33", "refused") }).await;
+        stream.send(event("e-33-b", format!("live {number}"))).await;
+    }
+    for number in numbers(20) {
+        let (kept, refused) = (stream.next().await, stream.next().await);
+        assert_eq!((kept.event_id, kept.sent), (number.clone(), true), "results come in the order of the events");
+        assert_eq!((refused.event_id, refused.error.as_str()), (format!("bad {number}"), sentence(108)));
+    }
+    let expected = |what: &str| numbers(20).iter().map(|number| format!("{what} {number}")).collect::<Vec<_>>();
+    assert_eq!(texts(&stored.take(20).await), expected("stored"));
+    for events in &mut live {
+        assert_eq!(texts(&events.take(20).await), expected("live"));
+        events.stays_silent(SILENCE).await;
+    }
 }
 
 #[tokio::test]
@@ -423,6 +476,8 @@ async fn e_35_patterns_do_not_mix() {
     let (_server, client) = connected().await;
     let mut commands = client.requests(SubscribeType::Commands, "e-35", "").await;
     let mut queries = client.requests(SubscribeType::Queries, "e-35", "").await;
+    let new_only = Subscribe { events_store_type_data: 1, ..subscribe(SubscribeType::EventsStore, "e-35", "") };
+    let mut stored = client.try_events(Subscribe { client_id: "e-35".into(), ..new_only }).await.unwrap();
     let mut events = client.events("e-35", "").await;
     client.fill("e-35", ["queue"]).await;
     client.publish("e-35", ["event"]).await;
@@ -430,6 +485,7 @@ async fn e_35_patterns_do_not_mix() {
     assert_eq!(bodies(&client.take("e-35", 1).await), ["queue"]);
     commands.stays_silent(SILENCE).await;
     queries.stays_silent(SILENCE).await;
+    stored.stays_silent(SILENCE).await;
 }
 
 #[tokio::test]

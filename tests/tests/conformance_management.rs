@@ -3,8 +3,11 @@
 //! checklist about it.
 #![expect(clippy::panic, reason = "a test fails by panicking with what it saw")]
 
+use kubemq_proto::kubemq::request::RequestType;
+use kubemq_proto::kubemq::subscribe::SubscribeType;
 use kubemq_proto::kubemq::{QueueMessagePolicy, Request, Response};
 use kubemq_tests::client::{CLIENT_ID, MANAGEMENT, bodies, message, message_with};
+use kubemq_tests::live::{executed, request};
 use kubemq_tests::{Client, Server, connected};
 use serde_json::Value;
 
@@ -199,4 +202,35 @@ async fn created_channels_survive_a_restart() {
         let expected: &[&str] = if kind == "events" { &[] } else { &["kept"] };
         assert_eq!(names(&list(&client, kind, &[]).await), expected, "{kind}");
     }
+}
+
+#[tokio::test]
+async fn channels_that_store_nothing_are_listed_while_they_are_used() {
+    let (_server, client) = connected().await;
+    let mut events = client.events("listed.live.>", "").await;
+    client.publish("listed.live.a", ["1", "2"]).await;
+    events.take(2).await;
+    let answer = |request: Request| executed(&request);
+    let _responder = client.respond(SubscribeType::Queries, "listed.live.q", "", answer).await;
+    client.ask(request(RequestType::Query, "listed.live.q", "b", 10_000)).await.unwrap();
+    create(&client, "events", "listed.live.created").await;
+
+    let filter = [("channel_search", "listed.live")];
+    let channels = list(&client, "events", &filter).await;
+    assert_eq!(names(&channels), ["listed.live.a", "listed.live.created"], "a pattern is no channel");
+    let used = channels.iter().find(|channel| channel["name"] == "listed.live.a").unwrap();
+    assert_eq!((used["isActive"].as_bool(), used["incoming"]["messages"].as_u64()), (Some(true), Some(2)));
+    assert_eq!(used["outgoing"]["messages"].as_u64(), Some(2));
+    assert!(used["lastActivity"].as_i64() > Some(1_700_000_000_000), "{used}");
+    let queries = list(&client, "queries", &filter).await;
+    assert_eq!(names(&queries), ["listed.live.q"]);
+    assert_eq!(queries[0]["outgoing"]["responses"].as_u64(), Some(1), "{}", queries[0]);
+    assert_eq!(names(&list(&client, "commands", &filter).await), [""; 0]);
+
+    delete(&client, "events", "listed.live.a").await;
+    assert_eq!(names(&list(&client, "events", &filter).await), ["listed.live.created"]);
+    client.publish("listed.live.a", ["anew"]).await;
+    let channels = list(&client, "events", &filter).await;
+    let used = channels.iter().find(|channel| channel["name"] == "listed.live.a").unwrap();
+    assert_eq!(used["incoming"]["messages"].as_u64(), Some(1), "{used}");
 }

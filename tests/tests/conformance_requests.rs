@@ -1,5 +1,6 @@
 //! Commands and queries: the rows C-01 to C-28 of the conformance checklist (grpc-api.md §13), over the wire
 //! against the real program. C-29 is in `conformance_management.rs`.
+#![expect(clippy::expect_used, reason = "a test fails by panicking with what it saw")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -3,6 +3,7 @@
 //! SDKs manage channels with queries to a reserved name: they are answered here, on any node, and never reach a
 //! subscriber. A list is read after everything that was acknowledged before it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use regex::{Regex, RegexBuilder};
 use serde::Serialize;
 
 use super::{Gateway, Unavailable, send};
+use crate::live::{Counted, OTHERS, Pattern};
 
 /// A channel used so recently counts as active.
 const ACTIVE_FOR: Duration = Duration::from_secs(60);
@@ -76,27 +78,42 @@ impl Gateway {
             Err(refusal) => return Ok(Err(refusal)),
         };
         let outcomes = self.commit(vec![change(kind, name).to_bytes()]).await?;
-        Ok(match outcomes.first() {
-            Some(Outcome::Refused(reason)) => Err(send::refusal(*reason)),
-            _ => Ok(Bytes::new()),
-        })
+        if let Some(Outcome::Refused(reason)) = outcomes.first() {
+            return Ok(Err(send::refusal(*reason)));
+        }
+        if request.metadata == "delete-channel"
+            && let Some(pattern) = pattern_of(kind)
+        {
+            self.live().forget(pattern, tag("channel"));
+        }
+        Ok(Ok(Bytes::new()))
     }
 
     /// Returns the channels of a kind whose names match, as a JSON array.
     async fn list(&self, kind: Kind, filter: &str) -> Result<Bytes, Unavailable> {
         let seen: Vec<Seen> = self.read(|state| state.channels(kind).map(Seen::of).collect()).await?;
+        let counted = pattern_of(kind).map(|pattern| self.counted(pattern)).unwrap_or_default();
         let filter = Filter::new(filter);
-        let now = self.time().0;
-        let listed: Vec<Listed<'_>> = seen
-            .iter()
+        let (now, wall) = (self.time().0, self.runtime().clock.wall().0);
+        let is_recent = |now: u64, last: u64| now.saturating_sub(last) < nanos(ACTIVE_FOR);
+        // What was created and not used yet is known only to the state, what was used only to this node.
+        let created = seen.iter().filter(|channel| !counted.contains_key(&*channel.name));
+        let mut listed: Vec<Listed<'_>> = created
             .filter(|channel| filter.matches(&channel.name))
-            .map(|channel| {
-                let recent = now.saturating_sub(channel.last_activity) < nanos(ACTIVE_FOR);
-                channel.listed(kind, recent || self.is_used(channel.id))
-            })
+            .map(|channel| channel.listed(kind, is_recent(now, channel.last_activity) || self.is_used(channel.id)))
             .collect();
+        let used = counted.iter().filter(|(name, _)| filter.matches(name));
+        listed.extend(used.map(|(name, counted)| {
+            Listed::live(kind, name, counted, counted.subscribers > 0 || is_recent(wall, counted.last_seen))
+        }));
         // Strings and numbers always have a JSON form.
         Ok(serde_json::to_vec(&listed).unwrap_or_else(|_| b"[]".to_vec()).into())
+    }
+
+    /// Returns what passed through channels whose messages are not stored. Patterns are no channels.
+    fn counted(&self, pattern: Pattern) -> BTreeMap<Box<str>, Counted> {
+        let counted = self.live().counted(pattern).into_iter();
+        counted.filter(|(name, _)| validate::channel_name(name).is_ok() && &**name != OTHERS).collect()
     }
 
     /// Counts what queues hold and held.
@@ -131,6 +148,16 @@ fn nanos(duration: Duration) -> u64 {
 
 fn kind_of(name: &str) -> Option<Kind> {
     Kind::ALL.into_iter().find(|kind| name_of(*kind) == name)
+}
+
+/// Returns how messages of a kind travel that are not stored.
+fn pattern_of(kind: Kind) -> Option<Pattern> {
+    match kind {
+        Kind::Events => Some(Pattern::Events),
+        Kind::Commands => Some(Pattern::Commands),
+        Kind::Queries => Some(Pattern::Queries),
+        Kind::Queue | Kind::EventsStore => None,
+    }
 }
 
 fn name_of(kind: Kind) -> &'static str {
@@ -232,6 +259,27 @@ struct Listed<'a> {
     is_active: bool,
     incoming: Counters,
     outgoing: Counters,
+}
+
+impl<'a> Listed<'a> {
+    fn live(kind: Kind, name: &'a str, counted: &Counted, is_active: bool) -> Self {
+        let counters = |messages: u64, volume: u64, responses: u64| Counters {
+            messages: messages.min(MOST),
+            volume: volume.min(MOST),
+            responses: responses.min(MOST),
+            waiting: 0,
+            expired: 0,
+            delayed: 0,
+        };
+        Self {
+            name,
+            kind: name_of(kind),
+            last_activity: counted.last_seen / 1_000_000,
+            is_active,
+            incoming: counters(counted.sent, counted.sent_bytes, 0),
+            outgoing: counters(counted.delivered, counted.delivered_bytes, counted.responses),
+        }
+    }
 }
 
 #[derive(Serialize)]

@@ -25,7 +25,7 @@ use self::inbox::{Budget, Owner};
 use self::pending::Pending;
 use self::routes::{Route, Routes};
 
-pub use self::numbers::Counted;
+pub use self::numbers::{Counted, OTHERS};
 pub use self::routes::Subscription;
 
 /// Bounds of what is not stored.

@@ -15,7 +15,7 @@ const CHANNELS: usize = 10_000;
 /// Longer names are counted with the others.
 const LONGEST_NAME: usize = 256;
 /// The name under which the others are counted.
-pub(super) const OTHERS: &str = "_other";
+pub const OTHERS: &str = "_other";
 
 /// The counters of one channel.
 #[derive(Debug, Default)]
