@@ -158,7 +158,8 @@ impl<R: AsyncRuntime> RaftLogStorage<Types<R>> for LogStore<R> {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<_> = entries.into_iter().map(types::stored_entry).collect();
-        if let Some(time) = entries.iter().map(|entry| entry.time).max() {
+        // Some entries carry no time.
+        if let Some(time) = entries.iter().map(|entry| entry.time).max().filter(|time| *time > 0) {
             self.time.hear(time);
         }
         self.log.append(entries, Box::new(move |result| callback.io_completed(result.map_err(io::Error::other))));

@@ -1,7 +1,9 @@
 //! Cluster time: one time line that survives its leaders.
 //!
 //! It goes on from the last LogTime that was heard, by the boot time that passed here since. It never goes
-//! back, and the stamps that a leader puts on entries strictly increase. The wall clock is read where nobody
+//! back where it is stamped, on the leader, and the stamps along the log strictly increase. What a node alone believed
+//! to be the time ends when it hears another leader: otherwise it would jump there when this node leads again, and
+//! delays would end early. The wall clock is read where nobody
 //! kept time running: when the log is empty, and when a whole group starts again (a single voter's process, or
 //! the first leader that heard of no other since its process began). There it can only move time forward.
 //! Afterwards the leader's time approaches its wall clock by at most 0.1 % of what passes.
@@ -30,13 +32,11 @@ struct Line {
     /// The time that was heard last, and when that was.
     base: u64,
     heard: Instant,
-    /// The greatest LogTime that a running leader sent, or that this node's own files hold.
-    last: u64,
-    /// The greatest LogTime that was heard or given.
+    /// The greatest LogTime in the log, or given to an entry that may still come into it.
     stamped: u64,
     /// The latest stamps that were given here, the newest last.
     own: [u64; OWN],
-    /// The greatest time that was shown to anybody.
+    /// The greatest time that was shown to anybody since another leader was heard.
     shown: u64,
     /// Whether a running node kept time: then the wall clock has no say but to slew.
     running: bool,
@@ -50,11 +50,12 @@ impl ClusterTime {
     pub fn new(clock: Clock, last: u64) -> Self {
         let heard = clock.now();
         let line =
-            Line { base: last, heard, last, stamped: last, own: [0; OWN], shown: last, running: false, steering: None };
+            Line { base: last, heard, stamped: last, own: [0; OWN], shown: last, running: false, steering: None };
         Self { clock, line: Arc::new(Mutex::new(line)) }
     }
 
-    /// Returns the present cluster time. It never goes back.
+    /// Returns the present cluster time. It goes back only where another leader's time lies behind what this node
+    /// believed.
     #[must_use]
     pub fn now(&self) -> u64 {
         self.line.lock().show(&self.clock)
@@ -76,40 +77,31 @@ impl ClusterTime {
         stamp
     }
 
-    /// Returns how long it takes from now until cluster time reaches `due`, if nothing steers it.
-    #[must_use]
-    pub fn until(&self, due: u64) -> Duration {
-        Duration::from_nanos(due.saturating_sub(self.now()))
-    }
-
-    /// Takes note of an entry's time that was read from this node's own files: it may be long past.
+    /// Takes note of the time of the last entry that a snapshot stands for: it may be long past.
     pub fn remember(&self, time: u64) {
         let mut line = self.line.lock();
         if time > line.base {
             line.base = time;
             line.heard = self.clock.now();
         }
-        line.last = line.last.max(time);
         line.stamped = line.stamped.max(time);
         line.shown = line.shown.max(time);
     }
 
-    /// Takes note of an entry's time that a running leader sent.
+    /// Takes note of the time of an entry that a running leader put at the end of this node's log.
     pub fn hear(&self, time: u64) {
         let mut line = self.line.lock();
-        if time > line.last {
-            line.last = time;
-            // A leader hears its own stamps, each a little late, the first ones even before it knows that it
-            // leads: going on from them would slow time down, and the wall clock of the next start would make
-            // up for it at once.
-            if line.own.contains(&time) || (line.steering.is_some() && time <= line.stamped) {
-                return;
-            }
-            line.base = time;
-            line.heard = self.clock.now();
-            line.stamped = line.stamped.max(time);
-            line.running = true;
+        // A leader hears its own stamps, each a little late, the first ones even before it knows that it leads: going
+        // on from them would slow time down, and the wall clock of the next start would make up for it at once.
+        if line.own.contains(&time) || (line.steering.is_some() && time <= line.stamped) {
+            return;
         }
+        line.base = time;
+        line.heard = self.clock.now();
+        // Nothing later is left in the log: what this node had given to entries of its own was never committed.
+        line.stamped = time;
+        line.shown = time;
+        line.running = true;
     }
 
     /// Says whether this node leads, so that its wall clock steers. A leader that heard no running leader
@@ -319,26 +311,51 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_leader_does_not_turn_time_back() {
+    fn a_follower_keeps_the_time_of_its_leader() {
         let clock = Manual::at(0);
         let time = clock.time(0);
         time.hear(100 * SECOND);
         clock.pass(10 * SECOND);
         assert_eq!(time.now(), 110 * SECOND);
         time.hear(109 * SECOND);
-        assert_eq!(time.now(), 110 * SECOND);
-        clock.pass(SECOND / 2);
-        assert_eq!(time.now(), 110 * SECOND);
+        assert_eq!(time.now(), 109 * SECOND, "the group's time is its leader's");
         clock.pass(SECOND);
-        assert_eq!(time.now(), 110 * SECOND + SECOND / 2);
-        time.hear(3 * SECOND);
-        assert_eq!(time.now(), 110 * SECOND + SECOND / 2, "an old entry says nothing");
+        time.lead(true);
+        assert_eq!((time.now(), time.stamp()), (110 * SECOND, 110 * SECOND));
+        clock.pass(SECOND);
+        time.hear(110 * SECOND);
+        assert_eq!(time.now(), 111 * SECOND - SECOND / 1000, "a leader goes its own pace, towards its wall clock");
+    }
+
+    #[test]
+    fn what_a_leader_alone_believed_is_forgotten_with_its_leadership() {
+        let clock = Manual::at(5000 * SECOND);
+        let time = clock.time(90 * SECOND);
+        time.lead(true);
+        // Nobody takes the entries that it stamps.
+        assert_eq!((time.now(), time.stamp()), (5000 * SECOND, 5000 * SECOND));
+        time.lead(false);
+        time.hear(100 * SECOND);
+        clock.pass(SECOND);
+        time.lead(true);
+        assert_eq!((time.now(), time.stamp()), (101 * SECOND, 101 * SECOND));
+    }
+
+    #[test]
+    fn a_snapshot_moves_time_forward_only() {
+        let clock = Manual::at(0);
+        let time = clock.time(50 * SECOND);
+        time.remember(80 * SECOND);
+        assert_eq!(time.now(), 80 * SECOND);
+        time.remember(60 * SECOND);
+        clock.pass(SECOND);
+        time.lead(true);
+        assert_eq!(time.stamp(), 81 * SECOND);
     }
 
     #[test]
     fn what_was_read_from_the_own_log_is_not_a_running_leader() {
-        let time = Manual::at(900 * SECOND).time(0);
-        time.remember(300 * SECOND);
+        let time = Manual::at(900 * SECOND).time(300 * SECOND);
         time.lead(true);
         assert_eq!(time.now(), 900 * SECOND);
     }
