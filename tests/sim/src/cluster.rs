@@ -87,8 +87,6 @@ struct Member<P: Program> {
     /// It came after the group was formed.
     joins: bool,
     faults: DiskFaults,
-    /// How many lives have ended.
-    ended: u64,
     /// Up to which entry the last life had synced its log.
     synced: u64,
 }
@@ -104,7 +102,6 @@ impl<P: Program> Member<P> {
             out: false,
             joins,
             faults: DiskFaults::default(),
-            ended: 0,
             synced: 0,
         }
     }
@@ -137,9 +134,19 @@ struct Inner<P: Program> {
     /// The voters; while they change, the former ones and the new ones.
     groups: Mutex<Vec<BTreeSet<usize>>>,
     watched: Mutex<Watched>,
+    counts: Mutex<Counts>,
     /// Of every life: what is gone once nothing of it is left.
     witnesses: Mutex<Vec<Witness>>,
     random: Random,
+}
+
+/// What happened to the nodes, for the reader.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    lives_ended: u64,
+    changes: u64,
+    bits_flipped: u64,
+    stopped_by_damage: u64,
 }
 
 type Witness = (Arc<Place>, Weak<dyn Any + Send + Sync>);
@@ -170,6 +177,7 @@ impl<P: Program> Cluster<P> {
             members: Mutex::new((1..=size).map(|node| (node, Member::new(false))).collect()),
             groups: Mutex::new(vec![(1..=size).collect()]),
             watched: Mutex::new(Watched::default()),
+            counts: Mutex::default(),
             witnesses: Mutex::default(),
             world,
             harness,
@@ -213,6 +221,7 @@ impl<P: Program> Cluster<P> {
     }
 
     pub(crate) fn set_groups(&self, groups: Vec<BTreeSet<usize>>) {
+        self.0.counts.lock().changes += u64::from(groups.len() == 1);
         *self.0.groups.lock() = groups;
     }
 
@@ -247,7 +256,9 @@ impl<P: Program> Cluster<P> {
         let mut members = self.0.members.lock();
         let Some(member) = members.get_mut(&node) else { return };
         let memory = member.life.as_ref().map_or(&member.memory, |life| life.disk.memory());
-        member.damaged |= change(memory);
+        let damaged = change(memory);
+        member.damaged |= damaged;
+        self.0.counts.lock().bits_flipped += u64::from(damaged);
     }
 
     /// Starts a life of `node`, if it has none.
@@ -308,6 +319,7 @@ impl<P: Program> Cluster<P> {
             .map_or((true, false), |member| (member.excused || member.out, member.damaged));
         if damaged && (excused || reason.contains("damage")) {
             // Its process ends; it is not started again, since it would find the same.
+            self.0.counts.lock().stopped_by_damage += 1;
             let cluster = self.clone();
             let task = async move {
                 cluster.end(node, Some(life), End::Crash, false);
@@ -339,7 +351,7 @@ impl<P: Program> Cluster<P> {
             if !matches {
                 return false;
             }
-            member.ended += 1;
+            inner.counts.lock().lives_ended += 1;
             if let Some(running) = member.life.as_ref().and_then(|life| life.running.as_ref()) {
                 member.synced = P::synced(running);
             }
@@ -426,6 +438,14 @@ impl<P: Program> Cluster<P> {
         leaders.max_by_key(|(_, status)| status.term).map(|(node, _)| *node)
     }
 
+    /// Returns the node that leads with a majority's consent, as it knows by its lease and term.
+    #[must_use]
+    pub fn leader_with_lease(&self) -> Option<(usize, u64)> {
+        let statuses = self.statuses();
+        let leaders = statuses.iter().filter(|(_, status)| status.leads() && status.quorum_contact);
+        leaders.max_by_key(|(_, status)| status.term).map(|(node, status)| (*node, status.term))
+    }
+
     /// Breaks the disk of a node that runs; it may stop because of it.
     pub fn break_disk(&self, node: usize, change: impl FnOnce(&SimDisk)) {
         let mut members = self.0.members.lock();
@@ -498,10 +518,10 @@ impl<P: Program> Cluster<P> {
         }
     }
 
-    /// Returns how many lives have ended.
+    /// Returns what happened to the nodes, for the reader.
     #[must_use]
-    pub fn ended(&self) -> u64 {
-        self.0.members.lock().values().map(|member| member.ended).sum()
+    pub fn summary(&self) -> String {
+        format!("{:?}", *self.0.counts.lock())
     }
 
     /// Returns whether a group started again since the last call: its first leader read its wall clock.

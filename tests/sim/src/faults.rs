@@ -165,11 +165,37 @@ impl fmt::Display for Plan {
     }
 }
 
-/// Lets things go wrong as `plan` says, until its time has passed.
-pub async fn torment<P: Program>(cluster: Cluster<P>, plan: Plan) {
+/// How often it is looked who leads.
+const LOOK: Duration = Duration::from_millis(100);
+/// For so long a leader must have led before clients surely get on.
+const FOUND: Duration = Duration::from_secs(2);
+
+/// Lets things go wrong as `plan` says, until its time has passed. Returns for how long there was a leader that clients
+/// could get on with meanwhile.
+pub async fn torment<P: Program>(cluster: Cluster<P>, plan: Plan) -> Duration {
+    let until = cluster.world().now() + plan.seconds * 1_000_000_000;
+    let (served, ()) = futures_util::join!(served(&cluster, until), start_faults(&cluster, &plan, until));
+    served
+}
+
+async fn served<P: Program>(cluster: &Cluster<P>, until: u64) -> Duration {
+    let world = cluster.world();
+    let (mut served, mut leads, mut last) = (Duration::ZERO, Duration::ZERO, None);
+    while world.now() < until {
+        world.sleep(LOOK).await;
+        let leader = cluster.leader_with_lease();
+        leads = if leader.is_some() && leader == last { leads + LOOK } else { Duration::ZERO };
+        last = leader;
+        if leads > FOUND {
+            served += LOOK;
+        }
+    }
+    served
+}
+
+async fn start_faults<P: Program>(cluster: &Cluster<P>, plan: &Plan, until: u64) {
     let world = cluster.world().clone();
     let draw = world.random("faults");
-    let until = world.now() + plan.seconds * 1_000_000_000;
     cluster.network().set_faults(plan.network);
     for node in cluster.nodes() {
         cluster.set_disk(node, |faults| faults.stalls = plan.stalls);
@@ -191,7 +217,7 @@ pub async fn torment<P: Program>(cluster: Cluster<P>, plan: Plan) {
         }
         let kinds = plan.kinds.len() as u64;
         if let Some(kind) = usize::try_from(draw.below(kinds)).ok().and_then(|at| plan.kinds.get(at)) {
-            start(&cluster, *kind, &draw);
+            start(cluster, *kind, &draw);
         }
     }
 }

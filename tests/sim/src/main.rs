@@ -179,6 +179,7 @@ fn sweep(arguments: &Arguments) -> anyhow::Result<bool> {
         Some(from) => from,
         None => std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs() * 1000,
     };
+    say(&format!("seeds from {from} on"))?;
     let start = now();
     let limit = Duration::from_secs_f64(arguments.minutes * 60.0);
     let (next, sum) = (AtomicU64::new(from), Sum::default());

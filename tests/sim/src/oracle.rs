@@ -514,6 +514,13 @@ mod tests {
     }
 
     #[test]
+    fn what_had_expired_may_not_be_shown() {
+        let mut oracle = stored(Sent { expiration: 1, ..Sent::default() });
+        oracle.seen(&Sight { expires_at: 7, fresh_at: 7, ..sight(1) }).unwrap();
+        assert!(oracle.seen(&Sight { expires_at: 7, fresh_at: 8, ..sight(1) }).is_err());
+    }
+
+    #[test]
     fn what_was_settled_may_not_be_handed_out_meanwhile() {
         let mut oracle = stored(Sent::default());
         oracle.delivered(&sight(1), HERE).unwrap();

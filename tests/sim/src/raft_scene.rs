@@ -434,9 +434,21 @@ impl Scene {
         }
     }
 
+    fn acked(&self) -> usize {
+        self.oracle.lock().acked.values().map(Vec::len).sum()
+    }
+
+    /// Checks that clients got on while there was a leader for so long: otherwise the run shows nothing.
+    fn check_done(&self, served: Duration) -> Result<(), String> {
+        let acked = self.acked();
+        if (acked as u64) < served.as_secs() {
+            return Err(format!("only {acked} writes were acknowledged in {} s with a leader", served.as_secs()));
+        }
+        Ok(())
+    }
+
     /// Checks each node's record against what the clients were told.
-    async fn check_end(&self, seconds: u64) -> Result<(), String> {
-        let world = self.cluster.world().clone();
+    async fn check_end(&self) -> Result<(), String> {
         self.cluster.agreed().await?;
         for fresh in 0..3 {
             self.write_fresh(fresh).await?;
@@ -452,11 +464,6 @@ impl Scene {
         }
         if digests.len() != 1 {
             return Err(format!("the nodes differ after the same entries: {digests:x?}"));
-        }
-        let acked: usize = self.oracle.lock().acked.values().map(Vec::len).sum();
-        world.trace(0, format_args!("end: {acked} acked"));
-        if (acked as u64) < seconds / 8 {
-            return Err(format!("only {acked} writes were acknowledged in {seconds} s: the run shows nothing"));
         }
         Ok(())
     }
@@ -555,23 +562,24 @@ pub fn run(asked: &Asked) -> Ended {
         let clients: Vec<_> = (1..=CLIENTS)
             .map(|client| clients.tasks.spawn("client", OnFailure::StopNode, root.clone().client(client, until)))
             .collect();
-        torment(cluster.clone(), plan).await;
+        let served = torment(cluster.clone(), plan).await;
+        root.check_done(served)?;
         for client in clients {
             client.await.ok();
         }
         settle(cluster);
         cluster.changed().await?;
-        root.check_end(seconds).await
+        root.check_end().await
     });
     let tally = {
         let (oracle, ledger) = (scene.oracle.lock(), ledger.lock());
         format!(
-            "{} acked, {} unknown, {} refused, {} barriers, {} lives ended, {} snapshots restored, {sizes:?}",
+            "{} acked, {} unknown, {} refused, {} barriers, {}, {} snapshots restored, {sizes:?}",
             oracle.acked.values().map(Vec::len).sum::<usize>(),
             oracle.unknown,
             oracle.refused.len(),
             oracle.barriers,
-            scene.cluster.ended(),
+            scene.cluster.summary(),
             ledger.restored,
         )
     };

@@ -336,6 +336,7 @@ impl Client {
         // What a peek saw may expire before its answer comes: it also removes what had expired, and waits for that.
         let asked = gateway.time().0;
         let Ok(peeked) = gateway.peek(take).await else { return };
+        let asked = asked.min(gateway.time().0);
         let now = self.scene.cluster.world().now();
         for delivery in &peeked.deliveries {
             let Some(id) = identify(delivery) else {
@@ -436,9 +437,11 @@ pub(super) fn identify(delivery: &Delivery) -> Option<Id> {
 }
 
 /// Returns when what a take has handed out just now may not have expired yet: when it was asked for, and until
-/// shortly before it was handed out. Reading bodies takes a while after the time was looked at.
+/// shortly before it was handed out. Reading bodies takes a while after the time was looked at. A node that heard
+/// another leader meanwhile may have gone back in time.
 pub(super) fn fresh_at(running: &Running, asked: u64) -> u64 {
-    running.node.gateway().time().0.saturating_sub(3_000_000_000).max(asked)
+    let now = running.node.gateway().time().0;
+    now.saturating_sub(3_000_000_000).max(asked).min(now)
 }
 
 pub(super) fn sight(id: Id, channel: ChannelNumber, delivery: &Delivery, now: u64, fresh_at: u64) -> Sight {

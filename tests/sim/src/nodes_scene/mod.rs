@@ -222,15 +222,16 @@ pub fn run(asked: &Asked) -> Ended {
         let clients = clients::all(&root, until);
         let clients: Vec<_> =
             clients.into_iter().map(|client| tasks.spawn("client", OnFailure::StopNode, client)).collect();
-        torment(cluster.clone(), plan).await;
+        let served = torment(cluster.clone(), plan).await;
+        root.check_done(served)?;
         for client in clients {
             client.await.ok();
         }
         settle(cluster);
         cluster.changed().await?;
-        root.check_end(seconds).await
+        root.check_end().await
     });
     let tally = scene.oracle.lock().tally;
-    let tally = format!("{tally:?}, {} lives ended, {sizes:?}", scene.cluster.ended());
+    let tally = format!("{tally:?}, {}, {sizes:?}", scene.cluster.summary());
     scene.cluster.conclude(simulation, ended, tally)
 }

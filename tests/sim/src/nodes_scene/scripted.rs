@@ -1,34 +1,39 @@
 //! What random runs have found, as short scripts with fixed faults at fixed points.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use kubemq_runtime::OnFailure;
 use kubemq_server::gateway::Take;
+use kubemq_storage::fs::Disk;
 use parking_lot::Mutex;
 
 use super::clients::to_wire;
 use super::{CHANNELS, NODES, Nodes, Running, Scene, Sizes};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, End};
 use crate::oracle::Sent;
 use crate::world::{Order, Simulation};
 
 const SIZES: Sizes = Sizes { segment: 1 << 20, tail: 1 << 20, snapshot: 1 << 20, keep: 1 << 20 };
 
-/// Runs a script on three nodes that agree on a leader.
-fn scripted(script: impl FnOnce(Scene, usize) -> BoxFuture<'static, Result<(), String>> + Send + 'static) {
+/// Runs a script on three nodes that agree on a leader. Returns why it failed.
+fn scripted(
+    script: impl FnOnce(Scene, usize) -> BoxFuture<'static, Result<(), String>> + Send + 'static,
+) -> Option<String> {
     let mut simulation = Simulation::new(1, Order::Any, Duration::from_secs(300), false);
     let cluster = Cluster::new(&simulation, NODES, Nodes { sizes: SIZES });
-    let scene = Scene { cluster, oracle: Arc::default(), established: Arc::default() };
-    let ended = simulation.run(async move {
+    let scene = Scene { cluster: cluster.clone(), oracle: Arc::default(), established: Arc::default() };
+    let result = simulation.run(async move {
         for node in scene.cluster.nodes() {
             scene.cluster.start(node);
         }
         let leader = scene.leader().await?;
         script(scene, leader).await
     });
-    ended.unwrap().unwrap();
+    cluster.conclude(simulation, result, String::new()).failure.map(|failure| failure.reason)
 }
 
 async fn send(scene: &Scene, node: usize) -> Result<(), String> {
@@ -64,7 +69,7 @@ async fn next_leader(scene: &Scene, old: usize) -> usize {
 
 #[test]
 fn readers_that_wait_at_a_replaced_leader_are_handed_nothing() {
-    scripted(|scene, old| {
+    let failure = scripted(|scene, old| {
         Box::pin(async move {
             let (cluster, world) = (scene.cluster.clone(), scene.cluster.world().clone());
             let got = Arc::new(Mutex::new(None));
@@ -91,11 +96,12 @@ fn readers_that_wait_at_a_replaced_leader_are_handed_nothing() {
             Ok(())
         })
     });
+    assert_eq!(failure, None);
 }
 
 #[test]
 fn a_leader_that_stood_still_hands_out_nothing() {
-    scripted(|scene, old| {
+    let failure = scripted(|scene, old| {
         Box::pin(async move {
             let cluster = scene.cluster.clone();
             send(&scene, old).await?;
@@ -109,4 +115,77 @@ fn a_leader_that_stood_still_hands_out_nothing() {
             Ok(())
         })
     });
+    assert_eq!(failure, None);
+}
+
+#[test]
+fn what_is_kept_of_a_node_for_ever_is_noticed() {
+    let failure = scripted(|scene, leader| {
+        Box::pin(async move {
+            std::mem::forget(scene.cluster.running(leader));
+            Ok(())
+        })
+    });
+    assert!(failure.unwrap().contains("is never freed"));
+}
+
+#[test]
+fn a_damaged_node_is_replaced_by_one_with_an_empty_disk() {
+    let failure = scripted(|scene, leader| {
+        Box::pin(async move {
+            let cluster = scene.cluster.clone();
+            send(&scene, leader).await?;
+            let damaged = cluster.nodes().into_iter().find(|node| *node != leader).unwrap();
+            let segment = Path::new("data/log").join("000000000001.seg");
+            // Inside the head of the first group, behind which others follow.
+            cluster.damage(damaged, |disk| disk.flip_bit(&segment, 8 * 400));
+            cluster.end(damaged, None, End::Crash, false);
+            cluster.start(damaged);
+            while cluster.place(damaged).is_some() {
+                cluster.world().sleep(Duration::from_millis(20)).await;
+            }
+            assert!(cluster.summary().contains("stopped_by_damage: 1"), "{}", cluster.summary());
+            cluster.changed().await?;
+            assert!(!cluster.nodes().contains(&damaged));
+            assert_eq!(cluster.nodes().len(), NODES);
+            let leader = scene.leader().await?;
+            let took = cluster.call(leader, Duration::from_secs(60), |running| take(running, Duration::from_secs(5)));
+            assert_eq!(took.await, Some(1));
+            Ok(())
+        })
+    });
+    assert_eq!(failure, None);
+}
+
+#[test]
+fn a_damaged_snapshot_that_the_log_needs_is_named() {
+    let failure = scripted(|scene, leader| {
+        Box::pin(async move {
+            let cluster = scene.cluster.clone();
+            let damaged = cluster.nodes().into_iter().find(|node| *node != leader).unwrap();
+            for _ in 0..2 {
+                send(&scene, leader).await?;
+                cluster.agreed().await?;
+                // It purges the log that the snapshot covers.
+                let written = cluster.call(damaged, Duration::from_secs(60), |running| async move {
+                    running.node.raft().snapshot().await.is_ok()
+                });
+                assert_eq!(written.await, Some(true));
+            }
+            let dir = Path::new("data/snapshots");
+            cluster.damage(damaged, |disk| {
+                let names = disk.list(dir).now_or_never().unwrap().unwrap();
+                disk.flip_bit(&dir.join(names.iter().max().unwrap()), 8 * 100)
+            });
+            cluster.end(damaged, None, End::Crash, false);
+            // The run fails when a node stops for a reason that does not name the damage.
+            cluster.start(damaged);
+            while cluster.place(damaged).is_some() {
+                cluster.world().sleep(Duration::from_millis(20)).await;
+            }
+            assert!(cluster.summary().contains("stopped_by_damage: 1"), "{}", cluster.summary());
+            Ok(())
+        })
+    });
+    assert_eq!(failure, None);
 }
