@@ -375,7 +375,7 @@ mod tests {
     fn sample() -> Numbers {
         let totals = Totals { sent: 7, settled: 4, dead_lettered: 1, delayed: 2, ..Totals::default() };
         let orders = ChannelNumbers { totals, waiting: 3, waiting_bytes: 99, readers: 0 };
-        let read = ChannelNumbers { readers: 2, ..orders.clone() };
+        let read = ChannelNumbers { readers: 2, ..orders };
         let mut numbers = Numbers {
             queues: [("orders".to_owned(), orders)].into(),
             events_store: [("log".to_owned(), read)].into(),

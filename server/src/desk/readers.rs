@@ -634,8 +634,8 @@ mod tests {
         bench.core.desk.readers.give_up(&bench.key);
         assert!(bench.core.desk.readers.is_free(&bench.key) && bench.core.desk.readers.is_empty());
         let mut bench = Bench::new(true);
-        (bench.join(), bench.join());
-        assert_eq!(bench.core.desk.readers.count("e"), 2);
+        let members = [bench.join(), bench.join()];
+        assert_eq!(bench.core.desk.readers.count("e"), members.len());
     }
 
     #[test]

@@ -85,6 +85,7 @@ where
     let mut end = None;
     loop {
         if sending.unanswered.is_empty()
+            && sending.stored.is_empty()
             && let Some(end) = end
         {
             return end;
@@ -94,15 +95,21 @@ where
             ended = outlet.ended() => match ended {
                 // What was read is finished and answered.
                 Ended::Stopped => end = Some(Ok(Ended::Stopped)),
-                ended => return Ok(ended),
+                ended => {
+                    // It was sent before the client went: it is stored, and nobody is told.
+                    sending.store();
+                    return Ok(ended);
+                }
             },
             results = sending.front(), if !sending.unanswered.is_empty() => {
                 for result in results {
                     if let Err(ended) = outlet.send(result).await {
+                        sending.store();
                         return Ok(ended);
                     }
                 }
             },
+            () = gateway.room(), if !sending.stored.is_empty() => sending.store(),
             event = events.next(), if end.is_none() && sending.may_read() => {
                 let (ended, more) = sending.take_what_is_there(event, &mut events);
                 end = ended;
@@ -154,7 +161,13 @@ impl<'a> Sending<'a> {
     }
 
     fn may_read(&self) -> bool {
-        self.unanswered_events < UNANSWERED && self.unanswered_bytes < UNANSWERED_BYTES
+        // While there is no room for what was read nothing more is read.
+        self.stored.is_empty() && !self.is_full()
+    }
+
+    fn is_full(&self) -> bool {
+        let (events, bytes) = (self.unanswered_events + self.stored.len(), self.unanswered_bytes + self.stored_bytes);
+        events >= UNANSWERED || bytes >= UNANSWERED_BYTES
     }
 
     /// Sends `first` and the events that can be had without waiting. Returns how the stream ends when there will
@@ -178,13 +191,12 @@ impl<'a> Sending<'a> {
                 None => end = Some(Ok(Ended::Finished)),
             }
             taken += 1;
-            if end.is_some() || taken == TOGETHER || !self.may_read() {
+            if end.is_some() || taken == TOGETHER || self.is_full() {
                 break;
             }
             next = events.next().now_or_never();
         }
         self.publisher.flush();
-        self.store();
         (end, taken == TOGETHER)
     }
 
