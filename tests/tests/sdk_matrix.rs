@@ -73,6 +73,16 @@ fn reason<'a>(group: &'a Value, scenario: &'a Value, sdk: &str) -> Option<&'a st
     scenario["cannot"][sdk].as_str().or_else(|| group["cannot"][sdk].as_str())
 }
 
+/// A misspelt name would excuse nobody.
+fn check_names(data: &Value) {
+    let groups = list(data, "groups").iter();
+    for excused in groups.flat_map(|group| list(group, "scenarios").iter().chain([group])) {
+        for name in excused["cannot"].as_object().into_iter().flat_map(|reasons| reasons.keys()) {
+            assert!(data["sdks"][name].is_object(), "{name} is no SDK of the file");
+        }
+    }
+}
+
 fn is_on_this_machine(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
@@ -206,6 +216,7 @@ fn report(sdks: &[Sdk], scenarios: &[&str]) -> String {
 async fn sdk_matrix() {
     let file = std::fs::read_to_string(directory().join("scenarios.json")).unwrap();
     let data: Value = serde_json::from_str(&file).unwrap();
+    check_names(&data);
     let only = std::env::var("KUBEMQ_SDKS").unwrap_or_default();
     let chosen = |name: &str| only.is_empty() || only.split(',').any(|one| one == name);
     let sdks = data["sdks"].as_object().unwrap().iter().filter(|(name, _)| chosen(name));

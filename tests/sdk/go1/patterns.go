@@ -34,6 +34,7 @@ func init() {
 		"store_delta":          storeDelta,
 		"store_groups":         storeGroups,
 		"store_resume":         storeResume,
+		"store_closed":         storeClosed,
 		"store_wildcards":      storeWildcards,
 		"store_reconnect":      func(w *world) { storeReconnect(w, "kill") },
 		"store_restart":        func(w *world) { storeReconnect(w, "stop") },
@@ -455,6 +456,21 @@ func storeResume(w *world) {
 	first.leave()
 	w.store(sender, w.queue, texts(6, 8)...)
 	w.follow(client, w.queue, "", kubemq.StartFromFirstEvent()).has(texts(6, 8)...)
+}
+
+func storeClosed(w *world) {
+	sender, client := w.client(), w.named("closes")
+	defer sender.Close()
+	w.store(sender, w.queue, texts(1, 5)...)
+	w.follow(client, w.queue, "", kubemq.StartFromFirstEvent()).has(texts(1, 5)...)
+	must(client.Close())
+	w.store(sender, w.queue, texts(6, 8)...)
+	client = w.named("closes")
+	defer client.Close()
+	i := w.follow(client, w.queue, "", kubemq.StartFromFirstEvent())
+	until("the last event", func() bool { return slices.Contains(i.bodies(), "8") })
+	bodies := i.bodies()
+	check(len(bodies) >= 3 && slices.Equal(bodies, texts(9-len(bodies), 8)), "%v", bodies)
 }
 
 func storeWildcards(w *world) {

@@ -19,6 +19,7 @@ class Inbox:
 
     def __init__(self, cancel, task=None):
         self.received = []
+        self.errors = []
         self.probes = 0
         self.cancel = cancel
         self.task = task
@@ -41,6 +42,7 @@ async def subscribe(w, client, method, subscription, handle=None):
     """Subscribes with either kind of client; handle answers requests."""
     cancel = kubemq.AsyncCancellationToken() if w.is_async else kubemq.CancellationToken()
     inbox = Inbox(cancel)
+    subscription.on_error_callback = inbox.errors.append
     name = next(name for name in vars(subscription) if name.startswith("on_receive"))
     if not w.is_async:
 
@@ -200,6 +202,18 @@ async def events_large(w):
         check(inbox.bodies() == [LARGE], "the body changed")
 
 
+async def events_idle(w):
+    pings = kubemq.KeepAliveConfig(ping_interval_in_seconds=5)
+    async with w.events(keep_alive=pings) as client, w.events("sender") as sender:
+        inbox = await to_events(w, client, w.channel)
+        await ready(sender, w.channel, inbox)
+        await asyncio.sleep(17)
+        # What is sent while a subscription is lost does not come: this one was never.
+        await publish(sender, w.channel, *texts(1, 10))
+        await inbox.has(*texts(1, 10))
+        check(not inbox.errors, inbox.errors)
+
+
 async def events_reconnect(w, how):
     async with w.events() as client, w.events("sender") as sender:
         inbox = await to_events(w, client, w.channel)
@@ -318,6 +332,20 @@ async def store_resume(w):
         await store(sender, w.channel, *texts(6, 8))
         inbox = await to_store(w, client, w.channel, Start.StartFromFirst)
         await inbox.has(*texts(6, 8))
+
+
+async def store_closed(w):
+    async with w.events("sender") as sender:
+        await store(sender, w.channel, *texts(1, 5))
+        async with w.events("closes") as client:
+            inbox = await to_store(w, client, w.channel, Start.StartFromFirst)
+            await inbox.has(*texts(1, 5))
+        await store(sender, w.channel, *texts(6, 8))
+        async with w.events("closes") as client:
+            inbox = await to_store(w, client, w.channel, Start.StartFromFirst)
+            await until("the last event", lambda: "8" in inbox.bodies())
+            bodies = inbox.bodies()
+            check(len(bodies) >= 3 and bodies == texts(9 - len(bodies), 8), bodies)
 
 
 async def store_reconnect(w, how):
@@ -471,6 +499,7 @@ SCENARIOS = {
     "events_group_left": events_group_left,
     "events_wildcards": events_wildcards,
     "events_large": events_large,
+    "events_idle": events_idle,
     "events_reconnect": lambda w: events_reconnect(w, "kill"),
     "events_restart": lambda w: events_reconnect(w, "stop"),
     "store_send": store_send,
@@ -484,6 +513,7 @@ SCENARIOS = {
     "store_delta": store_delta,
     "store_groups": store_groups,
     "store_resume": store_resume,
+    "store_closed": store_closed,
     "store_reconnect": lambda w: store_reconnect(w, "kill"),
     "store_restart": lambda w: store_reconnect(w, "stop"),
     "command_answer": lambda w: answer(w, "command"),

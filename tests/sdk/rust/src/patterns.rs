@@ -23,6 +23,7 @@ pub async fn play(id: &str, w: World) -> bool {
         "events_group_left" => events_group_left(w).await,
         "events_wildcards" => events_wildcards(w).await,
         "events_large" => events_large(w).await,
+        "events_idle" => events_idle(w).await,
         "events_reconnect" => events_reconnect(w, "kill").await,
         "events_restart" => events_reconnect(w, "stop").await,
         "store_send" => store_send(w).await,
@@ -36,6 +37,7 @@ pub async fn play(id: &str, w: World) -> bool {
         "store_delta" => store_delta(w).await,
         "store_groups" => store_groups(w).await,
         "store_resume" => store_resume(w).await,
+        "store_closed" => store_closed(w).await,
         "store_reconnect" => store_reconnect(w, "kill").await,
         "store_restart" => store_reconnect(w, "stop").await,
         "command_answer" => command_answer(w).await,
@@ -276,6 +278,18 @@ async fn events_large(w: World) {
     assert!(inbox.bodies() == [large()], "the body changed");
 }
 
+async fn events_idle(w: World) {
+    let builder = KubemqClient::builder().host(&w.host).port(w.port).client_id("rust");
+    let client = must(builder.keepalive_time(Duration::from_secs(5)).build().await);
+    let sender = w.client().await;
+    let inbox = subscribe(&client, &w.channel, "").await;
+    ready(&sender, &w.channel, &[&inbox]).await;
+    tokio::time::sleep(Duration::from_secs(17)).await;
+    // What is sent while a subscription is lost does not come: this one was never.
+    publish(&sender, &w.channel, &texts(1, 10)).await;
+    inbox.has(&texts(1, 10)).await;
+}
+
 async fn events_reconnect(w: World, how: &str) {
     let (client, sender) = (reconnecting(&w).await, w.client().await);
     let inbox = subscribe(&client, &w.channel, "").await;
@@ -397,6 +411,20 @@ async fn store_resume(w: World) {
     inbox.subscription.as_ref().expect("a subscription").unsubscribe().await;
     store(&sender, &w.channel, &texts(6, 8)).await;
     follow(&client, &w.channel, "", Start::StartFromFirst).await.has(&texts(6, 8)).await;
+}
+
+async fn store_closed(w: World) {
+    let (sender, client) = (w.client_named("sender").await, w.client_named("closes").await);
+    store(&sender, &w.channel, &texts(1, 5)).await;
+    let inbox = follow(&client, &w.channel, "", Start::StartFromFirst).await;
+    inbox.has(&texts(1, 5)).await;
+    must(client.close().await);
+    store(&sender, &w.channel, &texts(6, 8)).await;
+    let client = w.client_named("closes").await;
+    let inbox = follow(&client, &w.channel, "", Start::StartFromFirst).await;
+    until("the last event", async || inbox.bodies().contains(&"8".to_owned()).then_some(())).await;
+    let bodies = inbox.bodies();
+    assert!(bodies.len() >= 3 && texts(1, 8).ends_with(&bodies), "{bodies:?}");
 }
 
 async fn store_reconnect(w: World, how: &str) {
