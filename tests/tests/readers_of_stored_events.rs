@@ -68,6 +68,23 @@ async fn a_group_goes_on_after_the_process_was_killed() {
 }
 
 #[tokio::test]
+async fn a_client_that_says_goodbye_gets_nothing_twice() {
+    let (server, client) = connected().await;
+    client.store("goodbye", 1..=100).await;
+    for number in 0..20 {
+        client.store("goodbye", [101 + number]).await;
+        // Streams and connection end at once, as at the end of a program.
+        let other = Client::connect(&server.grpc()).await;
+        let mut reading =
+            wait_until("the client to be free", SOON, async || other.try_read(from_first("goodbye", "c")).await.ok())
+                .await;
+        let expected: Vec<u64> = if number == 0 { (1..=101).collect() } else { vec![101 + number] };
+        assert_eq!(reading.sequences(expected.len()).await, expected, "the {number}th time");
+        drop((reading, other));
+    }
+}
+
+#[tokio::test]
 async fn who_lags_slows_nobody_and_who_does_not_read_costs_little() {
     let environment = [("LIMITS_TAIL_CACHE".to_owned(), "1MiB".to_owned())].into();
     let server = Server::start_with(Options { environment, ..Options::default() }).await;

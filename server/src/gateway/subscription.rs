@@ -40,7 +40,7 @@ impl Connection {
         self.0.store(true, Ordering::Release);
     }
 
-    fn is_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }

@@ -91,7 +91,8 @@ pub async fn serve(
         || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET);
     // Without this every small answer waits for the client's acknowledgement of the one before.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let incoming = incoming.map(|accepted| accepted.map(Watched::new));
+    let watched = clock.clone();
+    let incoming = incoming.map(move |accepted| accepted.map(|bytes| Watched::new(bytes, watched.clone())));
     let (stopped, mut is_stopped) = watch::channel(false);
     let signal = {
         let (door, clock) = (Arc::clone(&door), clock.clone());
