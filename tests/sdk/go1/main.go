@@ -45,7 +45,7 @@ func check(ok bool, format string, values ...any) {
 // where names the line of a scenario that a check stands in.
 func where() string {
 	for _, frame := range strings.Split(string(debug.Stack()), "\n") {
-		if strings.Contains(frame, "scenarios.go") || strings.Contains(frame, "patterns.go") {
+		if strings.Contains(frame, "/go1/") && !strings.Contains(frame, "/go1/main.go") && !strings.Contains(frame, "/go1/inbox.go") {
 			return frame[strings.LastIndex(frame, "/")+1:]
 		}
 	}

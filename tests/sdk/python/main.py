@@ -11,14 +11,16 @@ import sys
 import time
 import traceback
 
-import patterns
+import commands_queries
+import events
 import queues
+import store
 from world import World
 
 # A scenario gets two minutes: most take none, some wait for a delay.
 SCENARIO_SECONDS = 120
 
-SCENARIOS = queues.SCENARIOS | patterns.SCENARIOS
+SCENARIOS = queues.SCENARIOS | events.SCENARIOS | store.SCENARIOS | commands_queries.SCENARIOS
 
 
 def say(**line):
@@ -27,8 +29,10 @@ def say(**line):
 
 def where(error):
     """Names the line of a scenario that an error came from."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(sys.path[0])]
-    frame = frames[-1] if frames else traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    helpers = ("main.py", "world.py", "inbox.py")
+    scenario = [frame for frame in frames if frame.filename.startswith(sys.path[0]) and not frame.filename.endswith(helpers)]
+    frame = (scenario or frames)[-1]
     return f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
 
 

@@ -3,8 +3,11 @@
 //! Prints one JSON line per scenario. When a scenario needs the server to end and to be started again, it prints
 //! `{"request":"kill"}` or `{"request":"stop"}` and waits for a line on its standard input.
 
-mod patterns;
+mod events;
+mod inbox;
 mod queues;
+mod requests;
+mod store;
 mod world;
 
 use std::sync::{Arc, Mutex};
@@ -16,10 +19,12 @@ use world::World;
 /// A scenario gets two minutes: most take none, some wait for a delay.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-async fn play(id: String, world: World) {
-    if !queues::play(&id, world.clone()).await && !patterns::play(&id, world).await {
-        panic!("the runner does not know this scenario");
-    }
+async fn play(id: String, w: World) {
+    let known = queues::play(&id, w.clone()).await
+        || events::play(&id, w.clone()).await
+        || store::play(&id, w.clone()).await
+        || requests::play(&id, w).await;
+    assert!(known, "the runner does not know this scenario");
 }
 
 #[tokio::main]
