@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use kubemq_proto::kubemq::request::RequestType;
+use kubemq_proto::kubemq::subscribe::SubscribeType;
 use kubemq_tests::http::http_get;
-use kubemq_tests::live::{event, texts};
+use kubemq_tests::live::{event, request, texts};
 use kubemq_tests::{Client, Options, Server, wait_until};
+use tonic::Code;
 
 const MEBIBYTE: u64 = 1024 * 1024;
 
@@ -109,4 +112,36 @@ async fn ten_thousand_subscriptions_and_a_thousand_on_one_channel() {
     })
     .await;
     client.publish("crowd", ["nobody"]).await;
+}
+
+#[tokio::test]
+async fn a_node_that_stops_tells_its_subscribers_and_waits_for_nobody() {
+    let mut server = Server::start().await;
+    let client = Client::connect(&server.grpc()).await;
+    let mut events = client.events("stop.>", "").await;
+    let mut commands = client.requests(SubscribeType::Commands, "stop", "").await;
+    let mut stream = client.events_stream().await;
+    // One that reads nothing, behind more than its connection takes.
+    let _stalled = Client::connect(&server.grpc()).await.events("stop.>", "").await;
+    for _ in 0..20 {
+        stream.send(event("stop.a", vec![7; 1 << 20])).await;
+    }
+    events.take(20).await;
+    let asking = client.ask(request(RequestType::Command, "stop", "b", 60_000));
+    let stopping = async {
+        commands.next().await;
+        server.terminate();
+        for (what, ended) in [
+            ("events", events.try_next().await.map(drop)),
+            ("commands", commands.try_next().await.map(drop)),
+            ("sending", Err(stream.failure().await)),
+        ] {
+            let status = ended.err().map(|status| (status.code(), !status.message().is_empty()));
+            assert_eq!(status, Some((Code::Aborted, true)), "{what}");
+        }
+    };
+    let (answer, ()) = tokio::join!(asking, stopping);
+    assert!(answer.is_err_and(|status| status.code() == Code::Internal), "nobody can answer any more");
+    let status = server.wait_exit(Duration::from_secs(8)).await;
+    assert_eq!(status.code(), Some(0), "{}", server.log());
 }

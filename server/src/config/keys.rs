@@ -384,8 +384,8 @@ pub static SUBSCRIBERS: Key = Key {
     env: &["LIMITS_SUBSCRIBERS"],
     kind: Kind::Bytes { min: MIB, max: 1024 * GIB },
     default: "512MiB",
-    doc: "Memory for what waits for all subscribers of this node together. Beyond it whatever would have to wait is \
-          dropped.",
+    doc: "Memory for what waits for subscribers of this node, a message for many counted once. Beyond it each \
+          subscriber may still hold its share of it.",
     since: "0.1",
 };
 

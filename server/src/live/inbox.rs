@@ -3,6 +3,10 @@
 //! A sender never waits. What does not fit is dropped for this subscriber alone, counted, and told once per
 //! episode: an episode begins with the first drop and is over when half of the queue is read. The subscriber
 //! takes what is there in batches, so that a wake-up pays for many frames.
+//!
+//! A frame is charged to its subscriber's bound in full and to the node's budget once, however many wait for it.
+//! Beyond the budget each subscriber may still hold its share of it, so that those who read are not made to pay
+//! for those who do not.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,29 +25,59 @@ const BATCH_BYTES: usize = 1024 * 1024;
 /// A queue that held many frames gives back its memory down to this when it is empty.
 const KEPT_CAPACITY: usize = 4 * BATCH;
 
-/// Memory that all inboxes of a node share.
+/// Memory of what waits in all inboxes of a node.
 #[derive(Debug)]
 pub(super) struct Budget {
     most: usize,
     used: AtomicUsize,
+    inboxes: AtomicUsize,
 }
 
 impl Budget {
     pub(super) fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most, used: AtomicUsize::new(0) })
+        Arc::new(Self { most, used: AtomicUsize::new(0), inboxes: AtomicUsize::new(0) })
     }
 
     pub(super) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Takes `size`, even beyond the bound; returns whether it was within.
-    fn take(&self, size: usize) -> bool {
-        self.used.fetch_add(size, Ordering::Relaxed) + size <= self.most
+    /// Returns how much one inbox may hold whatever the others do, and beyond it only while the budget lasts.
+    fn share(&self) -> usize {
+        if self.used() <= self.most {
+            return usize::MAX;
+        }
+        self.most / self.inboxes.load(Ordering::Relaxed).max(1)
+    }
+}
+
+/// A frame that waits, for one subscriber or for many. The last one to let go of it gives its memory back.
+#[derive(Debug)]
+pub(super) struct Held {
+    frame: Frame,
+    size: usize,
+    budget: Arc<Budget>,
+}
+
+impl Held {
+    pub(super) fn new(frame: Frame, budget: &Arc<Budget>) -> Arc<Self> {
+        let size = frame.len() + OVERHEAD;
+        budget.used.fetch_add(size, Ordering::Relaxed);
+        Arc::new(Self { frame, size, budget: Arc::clone(budget) })
     }
 
-    fn release(&self, size: usize) {
-        self.used.fetch_sub(size, Ordering::Relaxed);
+    /// Returns the frame, which only the last one need not share.
+    fn take(mut held: Arc<Self>) -> Frame {
+        match Arc::get_mut(&mut held) {
+            Some(last) => std::mem::take(&mut last.frame),
+            None => held.frame.clone(),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.size, Ordering::Relaxed);
     }
 }
 
@@ -66,7 +100,7 @@ pub(super) struct Inbox {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    frames: VecDeque<Frame>,
+    frames: VecDeque<Arc<Held>>,
     /// Of all frames that are not yet written, those of the batch in the subscriber's hands included.
     bytes: usize,
     waker: Option<Waker>,
@@ -84,6 +118,7 @@ pub(super) struct Given {
 
 impl Inbox {
     pub(super) fn new(owner: Owner, most: usize, budget: Arc<Budget>) -> Self {
+        budget.inboxes.fetch_add(1, Ordering::Relaxed);
         Self { owner, most, budget, waiting: Mutex::default() }
     }
 
@@ -92,7 +127,7 @@ impl Inbox {
     }
 
     /// Appends `frames` as far as they fit.
-    pub(super) fn give(&self, frames: impl Iterator<Item = Frame>) -> Given {
+    pub(super) fn give(&self, frames: impl Iterator<Item = Arc<Held>>) -> Given {
         let mut given = Given::default();
         let (waker, begins) = {
             let mut waiting = self.waiting.lock();
@@ -120,20 +155,15 @@ impl Inbox {
         given
     }
 
-    fn append(&self, waiting: &mut Waiting, frame: Frame) -> bool {
-        let size = frame.len() + OVERHEAD;
+    fn append(&self, waiting: &mut Waiting, frame: Arc<Held>) -> bool {
+        let bytes = waiting.bytes + frame.size;
         // The first always fits: a single frame may be larger than the bound.
-        let fits = waiting.bytes == 0 || waiting.bytes + size <= self.most;
-        if !fits {
-            return false;
+        let fits = waiting.bytes == 0 || bytes <= self.most.min(self.budget.share());
+        if fits {
+            waiting.bytes = bytes;
+            waiting.frames.push_back(frame);
         }
-        if !self.budget.take(size) {
-            self.budget.release(size);
-            return false;
-        }
-        waiting.bytes += size;
-        waiting.frames.push_back(frame);
-        true
+        fits
     }
 
     /// Returns whether so much waits that another subscriber of the group had better be chosen.
@@ -145,8 +175,7 @@ impl Inbox {
     /// Takes the frames that wait. `None` when the inbox was closed and nothing is left.
     fn poll_take(&self, batch: &mut Batch, cx: &mut Context<'_>) -> Poll<Option<()>> {
         let mut waiting = self.waiting.lock();
-        waiting.bytes -= batch.bytes;
-        self.budget.release(std::mem::take(&mut batch.bytes));
+        waiting.bytes -= std::mem::take(&mut batch.bytes);
         if waiting.frames.is_empty() {
             if waiting.closed {
                 return Poll::Ready(None);
@@ -162,7 +191,7 @@ impl Inbox {
         }
         while batch.frames.len() < BATCH && batch.bytes < BATCH_BYTES {
             let Some(frame) = waiting.frames.pop_front() else { break };
-            batch.bytes += frame.len() + OVERHEAD;
+            batch.bytes += frame.size;
             batch.frames.push_back(frame);
         }
         if waiting.frames.is_empty() && waiting.frames.capacity() > KEPT_CAPACITY {
@@ -192,17 +221,27 @@ impl Inbox {
 
     /// Forgets what waits: nobody will read it.
     fn discard(&self) {
-        let mut waiting = self.waiting.lock();
-        waiting.closed = true;
-        waiting.frames = VecDeque::new();
-        self.budget.release(std::mem::take(&mut waiting.bytes));
+        let frames = {
+            let mut waiting = self.waiting.lock();
+            waiting.closed = true;
+            waiting.bytes = 0;
+            std::mem::take(&mut waiting.frames)
+        };
+        // There may be very many: no sender is to wait for their end.
+        drop(frames);
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        self.budget.inboxes.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// What a subscriber has taken and not yet written.
 #[derive(Debug, Default)]
 struct Batch {
-    frames: VecDeque<Frame>,
+    frames: VecDeque<Arc<Held>>,
     bytes: usize,
 }
 
@@ -226,7 +265,7 @@ impl Reader {
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame>> {
         loop {
             if let Some(frame) = self.batch.frames.pop_front() {
-                return Poll::Ready(Some(frame));
+                return Poll::Ready(Some(Held::take(frame)));
             }
             match self.inbox.poll_take(&mut self.batch, cx) {
                 Poll::Ready(Some(())) => {}
@@ -266,7 +305,8 @@ mod tests {
     }
 
     fn give(reader: &Reader, frames: impl IntoIterator<Item = Frame>) -> (u64, u64) {
-        let Given { taken, dropped } = reader.inbox.give(frames.into_iter());
+        let frames = frames.into_iter().map(|frame| Held::new(frame, &reader.inbox.budget));
+        let Given { taken, dropped } = reader.inbox.give(frames);
         (taken, dropped)
     }
 
@@ -279,7 +319,7 @@ mod tests {
         for number in 0..2000 {
             assert_eq!(next(&mut reader), Poll::Ready(Some(frame(number, 10))));
         }
-        assert!(budget.used() > 0, "what is not known to be written counts");
+        assert!(reader.inbox.waiting.lock().bytes > 0, "what is not known to be written counts");
         assert_eq!(next(&mut reader), Poll::Pending);
         assert_eq!((budget.used(), reader.inbox.waiting.lock().bytes), (0, 0));
     }
@@ -323,13 +363,37 @@ mod tests {
     }
 
     #[test]
-    fn the_budget_of_the_node_bounds_all_inboxes_together() {
-        let budget = Budget::new(10_000);
-        let readers: Vec<Reader> = (0..100).map(|_| inbox(4096, &budget)).collect();
-        let dropped: u64 = readers.iter().map(|reader| give(reader, [frame(0, 512)]).1).sum();
-        assert!(dropped > 0 && budget.used() <= 10_000);
-        drop(readers);
+    fn beyond_the_budget_of_the_node_each_has_its_share() {
+        let budget = Budget::new(40_000);
+        let stalled: Vec<Reader> = (0..9).map(|_| inbox(20_000, &budget)).collect();
+        let mut quick = inbox(20_000, &budget);
+        let mut dropped = 0;
+        for number in 0..100 {
+            dropped += stalled.iter().map(|reader| give(reader, [frame(number, 512)]).1).sum::<u64>();
+            assert_eq!(give(&quick, [frame(number, 512)]), (1, 0), "who reads loses nothing");
+            assert!(next(&mut quick).is_ready() && next(&mut quick).is_pending());
+        }
+        assert!(dropped > 0);
+        // The budget, and a share of a tenth for each of those that hold nothing else.
+        assert!(budget.used() <= 2 * 40_000, "{}", budget.used());
+        drop(stalled);
         assert_eq!(budget.used(), 0, "who leaves gives back what waited for him");
+    }
+
+    #[test]
+    fn what_many_wait_for_is_in_memory_once() {
+        let budget = Budget::new(100_000);
+        let mut readers: Vec<Reader> = (0..1000).map(|_| inbox(1 << 20, &budget)).collect();
+        let held = Held::new(frame(0, 50_000), &budget);
+        for reader in &readers {
+            assert_eq!(reader.inbox.give(std::iter::once(Arc::clone(&held))), Given { taken: 1, dropped: 0 });
+        }
+        drop(held);
+        assert_eq!(budget.used(), frame(0, 50_000).len() + OVERHEAD);
+        for reader in &mut readers {
+            assert_eq!(next(reader), Poll::Ready(Some(frame(0, 50_000))));
+        }
+        assert_eq!(budget.used(), 0);
     }
 
     #[test]

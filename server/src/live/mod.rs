@@ -33,7 +33,7 @@ pub use self::routes::Subscription;
 pub struct Limits {
     /// Bytes that may wait for one subscriber, each message with 128 bytes of overhead.
     pub subscriber_bytes: usize,
-    /// Bytes that may wait for all subscribers of the node.
+    /// Bytes that may wait on the node, a message for many counted once. Beyond it each subscriber has its share.
     pub subscribers_bytes: usize,
     /// Requests that may wait for their answer.
     pub pending_requests: usize,
@@ -113,11 +113,12 @@ impl Live {
     /// Returns one without subscribers.
     #[must_use]
     pub fn new(runtime: &Runtime, limits: Limits) -> Self {
+        let budget = Budget::new(limits.subscribers_bytes);
         Self(Arc::new(Inner {
-            events: Routes::new(runtime),
-            commands: Routes::new(runtime),
-            queries: Routes::new(runtime),
-            budget: Budget::new(limits.subscribers_bytes),
+            events: Routes::new(runtime, &budget),
+            commands: Routes::new(runtime, &budget),
+            queries: Routes::new(runtime, &budget),
+            budget,
             pending: Pending::new(limits.pending_requests),
             cache: Cache::new(limits.cache_bytes, limits.cache_life),
             runtime: runtime.clone(),
@@ -141,7 +142,7 @@ impl Live {
             channel: subscribe.channel.as_str().into(),
             group: subscribe.group.as_str().into(),
         };
-        self.routes(pattern).subscribe(owner, self.0.limits.subscriber_bytes, &self.0.budget)
+        self.routes(pattern).subscribe(owner, self.0.limits.subscriber_bytes)
     }
 
     /// Returns what events of one stream are sent through.

@@ -14,7 +14,7 @@ use kubemq_proto::validate::has_empty_token;
 use kubemq_runtime::{FixedHashMap, Random, Runtime};
 use parking_lot::RwLock;
 
-use super::inbox::{Budget, Given, Inbox, Owner, Reader};
+use super::inbox::{Budget, Given, Held, Inbox, Owner, Reader};
 use super::numbers::{ChannelNumbers, Numbers};
 use super::subjects::{Subjects, is_wide};
 
@@ -29,6 +29,7 @@ pub(super) struct Routes {
     /// Counts changes, so that whoever keeps a route learns whether it still holds.
     version: AtomicU64,
     pub(super) numbers: Numbers,
+    budget: Arc<Budget>,
     runtime: Runtime,
 }
 
@@ -46,23 +47,26 @@ pub(super) struct Route {
     single: Vec<Arc<Inbox>>,
     groups: Vec<Vec<Arc<Inbox>>>,
     pub(super) numbers: Arc<ChannelNumbers>,
+    budget: Arc<Budget>,
     random: Random,
 }
 
 impl Routes {
-    pub(super) fn new(runtime: &Runtime) -> Arc<Self> {
+    /// Returns routes without subscriptions; what waits for subscribers is charged to `budget`.
+    pub(super) fn new(runtime: &Runtime, budget: &Arc<Budget>) -> Arc<Self> {
         Arc::new(Self {
             subscriptions: RwLock::default(),
             version: AtomicU64::new(0),
             numbers: Numbers::default(),
+            budget: Arc::clone(budget),
             runtime: runtime.clone(),
         })
     }
 
     /// Adds a subscription; it ends when it is dropped.
-    pub(super) fn subscribe(self: &Arc<Self>, owner: Owner, most: usize, budget: &Arc<Budget>) -> Subscription {
+    pub(super) fn subscribe(self: &Arc<Self>, owner: Owner, most: usize) -> Subscription {
         let channel = owner.channel.clone();
-        let inbox = Arc::new(Inbox::new(owner, most, Arc::clone(budget)));
+        let inbox = Arc::new(Inbox::new(owner, most, Arc::clone(&self.budget)));
         let numbers = self.numbers.of(&channel);
         numbers.subscribed();
         {
@@ -124,6 +128,7 @@ impl Routes {
             single,
             groups: groups.into_values().collect(),
             numbers: self.numbers.of(subject),
+            budget: Arc::clone(&self.budget),
             random: self.runtime.random.clone(),
         }
     }
@@ -146,33 +151,35 @@ impl Route {
     pub(super) fn deliver(&self, frames: &mut Vec<Frame>, sent_bytes: u64, runtime: &Runtime) -> u64 {
         let messages = count(frames.len());
         self.numbers.sent(messages, sent_bytes, runtime.clock.wall());
+        if self.single.is_empty() && self.groups.is_empty() {
+            frames.clear();
+            return 0;
+        }
+        let bytes = frames.iter().map(Frame::len).sum::<usize>();
+        let mut held: Vec<Arc<Held>> = frames.drain(..).map(|frame| Held::new(frame, &self.budget)).collect();
         let mut given = Given::default();
         let mut add = |more: Given| {
             given.taken += more.taken;
             given.dropped += more.dropped;
         };
-        let bytes = frames.iter().map(Frame::len).sum::<usize>();
         for group in &self.groups {
             match group.as_slice() {
-                [only] => add(only.give(frames.iter().cloned())),
-                members => frames.iter().for_each(|frame| add(self.give_one_of(members, frame.clone()))),
+                [only] => add(only.give(held.iter().cloned())),
+                members => held.iter().for_each(|frame| add(self.give_one_of(members, Arc::clone(frame)))),
             }
         }
         if let Some((last, others)) = self.single.split_last() {
-            others.iter().for_each(|inbox| add(inbox.give(frames.iter().cloned())));
-            // The last needs no copy: with one subscriber nothing is shared.
-            add(last.give(frames.drain(..)));
+            others.iter().for_each(|inbox| add(inbox.give(held.iter().cloned())));
+            // The last shares it with nobody who comes after.
+            add(last.give(held.drain(..)));
         }
-        frames.clear();
-        if given != Given::default() {
-            let delivered_bytes = count(bytes) * given.taken / messages.max(1);
-            self.numbers.delivered(given.taken, delivered_bytes, given.dropped);
-        }
+        let delivered_bytes = count(bytes) * given.taken / messages.max(1);
+        self.numbers.delivered(given.taken, delivered_bytes, given.dropped);
         given.taken
     }
 
     /// Gives `frame` to one of `members` at random; to another when much waits for that one already.
-    fn give_one_of(&self, members: &[Arc<Inbox>], frame: Frame) -> Given {
+    fn give_one_of(&self, members: &[Arc<Inbox>], frame: Arc<Held>) -> Given {
         let first = usize::try_from(self.random.below(count(members.len()))).unwrap_or(0);
         let turns = members.iter().cycle().skip(first).take(members.len());
         let chosen = turns.clone().find(|member| !member.is_behind()).or_else(|| turns.clone().next());
@@ -229,7 +236,8 @@ mod tests {
     impl Node {
         fn new() -> Self {
             let runtime = Runtime { clock: Clock::real(), random: Random::from_seed(1), tasks: Tasks::tokio() };
-            Self { routes: Routes::new(&runtime), runtime, budget: Budget::new(usize::MAX) }
+            let budget = Budget::new(usize::MAX);
+            Self { routes: Routes::new(&runtime, &budget), runtime, budget }
         }
 
         fn subscribe(&self, channel: &str, group: &str) -> Subscription {
@@ -238,7 +246,7 @@ mod tests {
 
         fn subscribe_with(&self, channel: &str, group: &str, most: usize) -> Subscription {
             let owner = Owner { client: "c".into(), channel: channel.into(), group: group.into() };
-            self.routes.subscribe(owner, most, &self.budget)
+            self.routes.subscribe(owner, most)
         }
 
         fn send(&self, channel: &str) -> u64 {
