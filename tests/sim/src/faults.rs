@@ -167,8 +167,8 @@ impl fmt::Display for Plan {
 
 /// How often it is looked who leads.
 const LOOK: Duration = Duration::from_millis(100);
-/// For so long a leader must have led before clients surely get on.
-const FOUND: Duration = Duration::from_secs(2);
+/// For so long a leader must have led before clients surely get on: until then they may wait at a node that led before.
+const FOUND: Duration = Duration::from_secs(13);
 
 /// Lets things go wrong as `plan` says, until its time has passed. Returns for how long there was a leader that clients
 /// could get on with meanwhile.
