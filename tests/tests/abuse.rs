@@ -6,7 +6,7 @@ use kubemq_proto::kubemq::subscribe::SubscribeType;
 use kubemq_proto::kubemq::{Empty, QueueMessage, Request};
 use kubemq_tests::client::{bodies, message};
 use kubemq_tests::live::{event, executed, request, subscribe, texts};
-use kubemq_tests::{connected, get, raw};
+use kubemq_tests::{Client, connected, get, raw};
 use prost::Message;
 use tonic::Code;
 
@@ -141,8 +141,11 @@ async fn names_of_megabytes_and_odd_tokens_are_refused_and_leave_nothing_behind(
 
 #[tokio::test]
 async fn streams_that_are_opened_and_dropped_leave_nothing_behind() {
-    let (_server, client) = connected().await;
-    for round in 0..10 {
+    let (server, client) = connected().await;
+    for round in 0..50 {
+        // Ten thousand altogether. A connection of its own for each round: the client's library gives up one on
+        // which it was sent too much for streams that it had dropped.
+        let client = Client::connect(&server.grpc()).await;
         let mut streams = Vec::new();
         for _ in 0..100 {
             let subscribed = client.events("opened.>", "").await;
