@@ -12,6 +12,7 @@ use super::client::{self, Client, Connection, DEFAULT_CLIENT_ID, answer, refused
 use super::event_json::EventView;
 use super::output::{self, Ending, Failure, Format};
 use super::queues::{parse_tag, read_body};
+use crate::config::age;
 
 /// Store events and read them
 #[derive(Debug, clap::Args)]
@@ -253,17 +254,7 @@ fn parse_time(text: &str) -> Result<i64, String> {
 
 /// Returns the seconds of a duration.
 fn parse_seconds(text: &str) -> Result<i64, String> {
-    let malformed = || format!("{text:?} is not a duration, such as 90s, 15m, 12h or 7d");
-    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
-    let factor = match &text[digits.len()..] {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 24 * 3600,
-        _ => return Err(malformed()),
-    };
-    let number: i64 = digits.parse().map_err(|_| malformed())?;
-    number.checked_mul(factor).filter(|seconds| *seconds > 0).ok_or_else(malformed)
+    age(text).map(|age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]

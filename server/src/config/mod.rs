@@ -24,6 +24,7 @@ mod retention;
 mod show;
 
 pub use load::{Origin, Problem, Sources};
+pub(crate) use retention::age;
 pub use show::{Line, example, listing};
 
 /// A checked configuration.

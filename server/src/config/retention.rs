@@ -47,7 +47,12 @@ fn rule(text: &str) -> Result<(String, Keep), String> {
     }
 }
 
-fn age(text: &str) -> Result<Duration, String> {
+/// Reads a stretch of time: a number and s, m, h or d.
+///
+/// # Errors
+///
+/// When it is none, or not between a second and a hundred years.
+pub(crate) fn age(text: &str) -> Result<Duration, String> {
     let malformed = || format!("{text:?} is not an age, such as 90s, 15m, 12h or 7d");
     let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
     let factor = match &text[digits.len()..] {

@@ -73,6 +73,8 @@ pub(crate) struct Member {
 #[derive(Default)]
 struct Given {
     batches: VecDeque<Batch>,
+    /// Batches before this place are taken completely, but not noted yet: in a group there may be many.
+    open: usize,
     /// Read from the log, in the order of the batches.
     events: VecDeque<StoredEvent>,
     /// Counts how often events were taken away: what was being read then is not wanted any more.
@@ -235,7 +237,7 @@ impl Core {
         if channel.id() != place.channel {
             // It was deleted and made anew: what was given of the former one is nobody's place any more.
             *place = Place { channel: channel.id(), next: 1, returned: BTreeMap::new(), noted: 0 };
-            open.members.values().for_each(|member| member.given.lock().batches.clear());
+            open.members.values().for_each(|member| member.given.lock().forget_batches());
         }
         let share = if open.members.len() > 1 {
             let ready = channel.next_sequence().saturating_sub(place.next) + place.returned_count();
@@ -387,8 +389,7 @@ impl Member {
         let mut given = self.given.lock();
         given.asked = true;
         let event = given.events.pop_front()?;
-        // Batches lie in the order of the events.
-        if let Some(batch) = given.batches.iter_mut().find(|batch| batch.next < batch.end) {
+        if let Some(batch) = given.open_batch() {
             batch.next = event.sequence + 1;
         }
         if let Some(bytes) = &event.event {
@@ -413,6 +414,20 @@ impl Given {
             Some(last) if last.end == first => last.end = end,
             _ => self.batches.push_back(Batch { kept: first, aged: first, next: first, end }),
         }
+        self.open = self.open.min(self.batches.len() - 1);
+    }
+
+    /// The batch that the next event belongs to: batches lie in the order of the events.
+    fn open_batch(&mut self) -> Option<&mut Batch> {
+        while self.batches.get(self.open).is_some_and(|batch| batch.next >= batch.end) {
+            self.open += 1;
+        }
+        self.batches.get_mut(self.open)
+    }
+
+    fn forget_batches(&mut self) {
+        self.batches.clear();
+        self.open = 0;
     }
 
     /// The lowest event that is not to be noted yet.
@@ -437,11 +452,13 @@ impl Given {
         }
         while self.batches.front().is_some_and(|batch| batch.kept >= batch.end) {
             self.batches.pop_front();
+            self.open = self.open.saturating_sub(1);
         }
         self.take_counts()
     }
 
     fn end(&mut self, leave: Leave, returned: &mut BTreeMap<u64, u64>) -> (u64, u64) {
+        self.open = 0;
         for batch in self.batches.drain(..) {
             let from = if leave == Leave::Clean { batch.next } else { batch.kept };
             if from < batch.end {
