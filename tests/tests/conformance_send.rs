@@ -5,10 +5,10 @@
 //!
 //! | Row | Why |
 //! |---|---|
-//! | W-06 | asked with `SendQueueMessage`: the limit is one for all calls, and events are served by a later issue |
+//! | W-06 | asked with `SendQueueMessage`: the limit is one for all calls |
 //! | W-07 | the time between start and ready is short, so nothing may be seen; what is seen must be right |
 //! | W-08 | twelve pings are sent in twelve seconds instead of two minutes, which is stricter |
-//! | E-, S-, C- (but C-29), A-, R- | events, requests, security and routing are served by later issues |
+//! | A-, R- | security and routing are served by later issues |
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking with what it saw")]
 
 use std::time::Duration;
