@@ -328,9 +328,11 @@ async def stream_is_back(w, client):
 
 
 async def reconnect_stream(w, how):
-    # Each stream of a synchronous client closes the connection of the other one when it was lost, and so on for
-    # ever: streams of both kinds need a client each.
-    async with w.queues("sender") as sender, w.queues("receiver") as receiver:
+    # A synchronous client tries once to connect again, and stays disconnected when the server is not back by then.
+    # And each of its streams closes the connection of the other one when it was lost, and so on for ever: streams of
+    # both kinds need a client each.
+    patience = {} if w.is_async else {"reconnect_interval_seconds": 4}
+    async with w.queues("sender", **patience) as sender, w.queues("receiver", **patience) as receiver:
 
         async def sent(body):
             with contextlib.suppress(Exception):
