@@ -180,6 +180,7 @@ impl<R: AsyncRuntime, M: StateMachine> Engine for Core<R, M> {
             learners: learning,
             quorum_contact: self.confirmed(&metrics),
             matched: matched.map(|(id, matched)| (*id, matched.as_ref().map(|id| id.index))).collect(),
+            failure: metrics.running_state.as_ref().err().map(|fatal| kubemq_runtime::chain(fatal).to_string()),
         }
     }
 
@@ -195,6 +196,9 @@ impl<R: AsyncRuntime, M: StateMachine> Engine for Core<R, M> {
             publish(self.status());
             if changes.changed().await.is_err() {
                 let mut last = self.status();
+                if let Some(failure) = &last.failure {
+                    tracing::error!(error = failure, "consensus stopped");
+                }
                 last.role = Role::Stopped;
                 last.quorum_contact = false;
                 publish(last);

@@ -56,6 +56,8 @@ pub struct Status {
     pub quorum_contact: bool,
     /// On the leader: the last index known to be on each member.
     pub matched: BTreeMap<u64, Option<u64>>,
+    /// Why consensus stopped, if it did by itself.
+    pub failure: Option<String>,
 }
 
 impl Status {

@@ -77,7 +77,7 @@ impl ClusterTime {
         stamp
     }
 
-    /// Takes note of the time of the last entry that a snapshot stands for: it may be long past.
+    /// Takes note of the time of the last entry of a snapshot that a running leader sent: it may be a while ago.
     pub fn remember(&self, time: u64) {
         let mut line = self.line.lock();
         if time > line.base {
@@ -86,6 +86,8 @@ impl ClusterTime {
         }
         line.stamped = line.stamped.max(time);
         line.shown = line.shown.max(time);
+        // Somebody keeps time: this node must not begin anew from its wall clock, even if it hears nothing else.
+        line.running = true;
     }
 
     /// Takes note of the time of an entry that a running leader put at the end of this node's log.
@@ -342,8 +344,8 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_moves_time_forward_only() {
-        let clock = Manual::at(0);
+    fn after_a_snapshot_time_goes_on_from_it_and_never_back() {
+        let clock = Manual::at(5000 * SECOND);
         let time = clock.time(50 * SECOND);
         time.remember(80 * SECOND);
         assert_eq!(time.now(), 80 * SECOND);

@@ -309,9 +309,11 @@ impl Program for Recording {
             let mut status = running.node.watch();
             tokio::select! {
                 biased;
-                name = running.runtime.tasks.failure() => format!("task {name} failed"),
+                name = running.runtime.tasks.failure() => format!("task {name} failed: {:?}", running.node.status().failure),
                 _ = failure.wait_for(Option::is_some) => "the log failed".to_owned(),
-                _ = status.wait_for(|status| status.role == kubemq_raft::Role::Stopped) => "consensus stopped".to_owned(),
+                _ = status.wait_for(|status| status.role == kubemq_raft::Role::Stopped) => {
+                    format!("consensus stopped: {:?}", running.node.status().failure)
+                }
             }
         })
     }

@@ -141,11 +141,12 @@ impl Program for Nodes {
 
     fn stopped(running: &Running) -> BoxFuture<'static, String> {
         let (log, tasks) = (running.node.log().clone(), running.runtime.tasks.clone());
+        let raft = running.node.raft().clone();
         Box::pin(async move {
             let mut failure = log.failure();
             tokio::select! {
                 biased;
-                name = tasks.failure() => format!("task {name} failed"),
+                name = tasks.failure() => format!("task {name} failed: {:?}", raft.status().failure),
                 _ = failure.wait_for(Option::is_some) => "the log failed".to_owned(),
             }
         })
