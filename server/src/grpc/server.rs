@@ -20,8 +20,10 @@ use super::{Door, Phase, Service};
 
 /// What one stream may have on its way unread.
 const STREAM_WINDOW: u32 = 1024 * 1024;
-/// What one connection may have on its way unread.
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// What one connection may have on its way unread, over all its streams. The HTTP/2 library closes a connection
+/// when unread frames of less than 256 bytes waste more than half of this: a stream that the node does not read
+/// for a while may well hold a full window of them, since many clients put each message into a frame of its own.
+const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
 /// The largest frame: fewer, larger reads.
 const MAX_FRAME: u32 = 1024 * 1024;
 /// Clients put all their subscriptions on one connection.
