@@ -17,7 +17,7 @@ use crate::cluster::{Cluster, End};
 use crate::oracle::Sent;
 use crate::world::{Order, Simulation};
 
-const SIZES: Sizes = Sizes { segment: 1 << 20, tail: 1 << 20, snapshot: 1 << 20, keep: 1 << 20 };
+const SIZES: Sizes = Sizes { segment: 1 << 20, tail: 1 << 20, snapshot: 64 << 20, keep: 64 << 20 };
 
 /// Runs a script on three nodes that agree on a leader. Returns why it failed.
 fn scripted(
@@ -37,7 +37,11 @@ fn scripted(
 }
 
 async fn send(scene: &Scene, node: usize) -> Result<(), String> {
-    let message = to_wire(7, &Sent::default());
+    send_sized(scene, node, 0).await
+}
+
+async fn send_sized(scene: &Scene, node: usize, size: usize) -> Result<(), String> {
+    let message = to_wire(7, &Sent { size, ..Sent::default() });
     let sent = scene
         .cluster
         .call(node, Duration::from_secs(15), move |running| async move { running.node.gateway().send(message).await });
@@ -184,6 +188,30 @@ fn a_damaged_snapshot_that_the_log_needs_is_named() {
                 cluster.world().sleep(Duration::from_millis(20)).await;
             }
             assert!(cluster.summary().contains("stopped_by_damage: 1"), "{}", cluster.summary());
+            Ok(())
+        })
+    });
+    assert_eq!(failure, None);
+}
+
+#[test]
+fn a_leader_that_reads_damaged_entries_stops_and_says_why() {
+    let failure = scripted(|scene, leader| {
+        Box::pin(async move {
+            let cluster = scene.cluster.clone();
+            let late = cluster.nodes().into_iter().find(|node| *node != leader).unwrap();
+            cluster.end(late, None, End::Crash, false);
+            // More than the tail cache holds: the entries that the late node lacks are read from the file.
+            for _ in 0..40 {
+                send_sized(&scene, leader, 100_000).await?;
+            }
+            let segment = Path::new("data/log").join("000000000001.seg");
+            cluster.damage(leader, |disk| disk.flip_bit(&segment, 8 * 200_000));
+            cluster.start(late);
+            // The run fails when a node stops for a reason that does not name the damage.
+            while !cluster.summary().contains("stopped_by_damage: 1") {
+                cluster.world().sleep(Duration::from_millis(20)).await;
+            }
             Ok(())
         })
     });
