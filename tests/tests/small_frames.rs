@@ -1,6 +1,5 @@
 //! Clients that put every message into a frame of its own, as several libraries do, and send them faster than
 //! they can be carried out.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking with what it saw")]
 
 use bytes::{Buf, Bytes};
 use kubemq_proto::kubemq::{QueueMessage, QueuesUpstreamRequest};
