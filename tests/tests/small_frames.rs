@@ -1,56 +1,16 @@
 //! Clients that put every message into a frame of its own, as several libraries do, and send them faster than
 //! they can be carried out.
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use kubemq_proto::kubemq::{QueueMessage, QueuesUpstreamRequest};
 use kubemq_tests::connected;
 use kubemq_tests::live::{event, texts};
+use kubemq_tests::raw::Raw;
 use prost::Message as _;
-use tonic::Status;
-use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 
-#[derive(Clone, Copy)]
-struct OnePerFrame;
-
-impl Codec for OnePerFrame {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for OnePerFrame {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        bytes::BufMut::put(buffer, item);
-        Ok(())
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        // Whatever is there is handed over at once.
-        BufferSettings::new(1024, 1)
-    }
-}
-
-impl Decoder for OnePerFrame {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
-}
+/// Each message has a frame of its own.
+const ONE_PER_FRAME: Raw = Raw { one_per_frame: true };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_in_frames_of_their_own_are_taken_as_fast_as_they_come() {
@@ -65,7 +25,7 @@ async fn events_in_frames_of_their_own_are_taken_as_fast_as_they_come() {
     let mut grpc = tonic::client::Grpc::new(client.channel().clone());
     grpc.ready().await.unwrap();
     let path = PathAndQuery::from_static("/kubemq.kubemq/SendEventsStream");
-    let _results = grpc.streaming(tonic::Request::new(requests), path, OnePerFrame).await.unwrap();
+    let _results = grpc.streaming(tonic::Request::new(requests), path, ONE_PER_FRAME).await.unwrap();
     assert_eq!(texts(&last.take(1).await), ["end"]);
 }
 
@@ -81,7 +41,7 @@ async fn messages_in_frames_of_their_own_wait_for_the_disk() {
     let mut grpc = tonic::client::Grpc::new(client.channel().clone());
     grpc.ready().await.unwrap();
     let path = PathAndQuery::from_static("/kubemq.kubemq/QueuesUpstream");
-    let mut answers = grpc.streaming(tonic::Request::new(requests), path, OnePerFrame).await.unwrap().into_inner();
+    let mut answers = grpc.streaming(tonic::Request::new(requests), path, ONE_PER_FRAME).await.unwrap().into_inner();
     for answered in 0..MESSAGES {
         assert!(answers.message().await.unwrap().is_some(), "after {answered}");
     }
