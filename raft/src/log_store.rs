@@ -93,11 +93,6 @@ impl<R: AsyncRuntime> RaftLogReader<Types<R>> for LogStore<R> {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        // Asked for a follower that was silent for long, after the entries that it lacks were purged. Without entries
-        // openraft sends a heartbeat, hears where the follower is, and sends a snapshot; an error would stop it.
-        if self.log.state().purged.is_some_and(|purged| purged.index >= start) {
-            return Ok(Vec::new());
-        }
         self.entries(start, end, self.append_bytes).await
     }
 
