@@ -58,6 +58,7 @@ impl Maintenance {
                 },
                 () = clock.sleep(tick) => None,
             };
+            self.shared.log.look_after_disk();
             let status = self.engine.status();
             if many && status.leads() {
                 self.batcher.beat(self.options.beat);

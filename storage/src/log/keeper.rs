@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use kubemq_runtime::Instant;
 use kubemq_runtime::sync::oneshot;
 
 use super::Body;
@@ -26,6 +27,8 @@ use crate::fs::File;
 
 /// What the keeper is asked to do.
 pub(crate) enum KeeperJob {
+    /// Look how much of the disk is free, and give back what was kept for too long.
+    Look,
     /// Reserve a segment.
     Reserve { reply: oneshot::Sender<Result<Spare, Error>> },
     /// Remove segments that are known to be removable.
@@ -36,10 +39,8 @@ pub(crate) enum KeeperJob {
 
 /// Freed files that are kept, at most.
 const FREE_FILES: usize = 8;
-/// How long they are kept when nothing happens.
+/// How long they are kept when none comes or goes.
 const FREE_FOR: Duration = Duration::from_secs(60);
-/// How often the free room of the disk is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A reserved file, durable under its name.
 pub(crate) struct Spare {
@@ -68,38 +69,23 @@ pub(crate) struct Keeper {
     open: Option<Open>,
     /// Files of removed segments, to be written again.
     free: Vec<PathBuf>,
+    /// When the last of them came or went.
+    freed: Instant,
 }
 
 impl Keeper {
-    pub(crate) const fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, open: None, free: Vec::new() }
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let freed = shared.clock.now();
+        Self { shared, open: None, free: Vec::new(), freed }
     }
 
     /// Works until the queue is closed.
     pub(crate) async fn run(mut self) {
         self.look_at_the_disk().await;
-        let (clock, mut idle_since) = (self.shared.clock.clone(), self.shared.clock.now());
-        loop {
-            let looks = self.shared.options.reserve_bytes > 0;
-            let next = self.shared.keeper.pop();
-            let job = if !looks && self.free.is_empty() {
-                next.await
-            } else {
-                match clock.timeout(if looks { LOOK_EVERY } else { FREE_FOR }, next).await {
-                    Ok(job) => job,
-                    Err(_) => {
-                        self.look_at_the_disk().await;
-                        if clock.now().since(idle_since) >= FREE_FOR {
-                            self.remove_free().await;
-                        }
-                        continue;
-                    }
-                }
-            };
-            idle_since = clock.now();
-            let Some(job) = job else { return self.remove_free().await };
+        while let Some(job) = self.shared.keeper.pop().await {
             // Whoever asked may be gone; the work was wanted all the same.
             match job {
+                KeeperJob::Look => self.look().await,
                 KeeperJob::Reserve { reply } => drop(reply.send(self.reserve().await)),
                 KeeperJob::Remove { numbers, reply } => drop(reply.send(self.remove(numbers).await)),
                 KeeperJob::Insert { bodies, reply } => {
@@ -112,6 +98,7 @@ impl Keeper {
                 }
             }
         }
+        self.remove_free().await;
     }
 
     async fn reserve(&mut self) -> Result<Spare, Error> {
@@ -120,6 +107,7 @@ impl Keeper {
         let path = segment::path(&shared.dir, number);
         let (len, free) = (shared.options.segment_bytes, self.free.pop());
         let reused = free.is_some();
+        self.freed = shared.clock.now();
         let file = match free {
             Some(free) => {
                 shared.disk.rename(&free, &path).await?;
@@ -163,11 +151,20 @@ impl Keeper {
                 let free = segment::free_path(&self.shared.dir, number);
                 self.shared.disk.rename(&segment.path, &free).await?;
                 self.free.push(free);
+                self.freed = self.shared.clock.now();
             } else {
                 self.shared.disk.remove(&segment.path).await?;
             }
         }
         self.shared.disk.sync_dir(&self.shared.dir).await
+    }
+
+    async fn look(&mut self) {
+        self.shared.looks.store(false, Ordering::Relaxed);
+        self.look_at_the_disk().await;
+        if self.shared.clock.now().since(self.freed) >= FREE_FOR {
+            self.remove_free().await;
+        }
     }
 
     /// Notes whether little of the disk is left, and says so when that changes.

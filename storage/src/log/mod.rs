@@ -415,6 +415,14 @@ impl Log {
         result.await.unwrap_or(Err(Error::Closed))
     }
 
+    /// Has the log look how much of the disk is free and give back files that it kept for reuse. To be called about
+    /// once a second; returns at once.
+    pub fn look_after_disk(&self) {
+        if !self.0.shared.looks.swap(true, Ordering::Relaxed) {
+            self.0.shared.keeper.push(KeeperJob::Look);
+        }
+    }
+
     /// Returns whether less of the disk is free than [is to stay so](Options::reserve_bytes): what makes room may still
     /// be written, and nothing else should be.
     #[must_use]
@@ -422,7 +430,7 @@ impl Log {
         self.0.shared.nearly_full.load(Ordering::Relaxed)
     }
 
-    /// Returns the bytes of the disk that were free lately, when anybody looks after that.
+    /// Returns the bytes of the disk that were free when it was [looked after](Self::look_after_disk).
     #[must_use]
     pub fn free_bytes(&self) -> Option<u64> {
         Some(self.0.shared.free_bytes.load(Ordering::Relaxed)).filter(|free| *free != u64::MAX)
@@ -520,6 +528,7 @@ async fn start(disk: Arc<dyn Disk>, dir: PathBuf, options: Options, runtime: &Ru
         index: Mutex::new(recovered.index),
         counts: Counts::default(),
         next_number: AtomicU64::new(recovered.next_number),
+        looks: AtomicBool::new(false),
         nearly_full: AtomicBool::new(false),
         free_bytes: AtomicU64::new(u64::MAX),
     });

@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) failure: watch::Sender<Option<Error>>,
     pub(crate) counts: Counts,
     pub(crate) next_number: AtomicU64,
+    /// The keeper has been told to look and has not begun to.
+    pub(crate) looks: AtomicBool,
     /// Little of the disk is left.
     pub(crate) nearly_full: AtomicBool,
     /// Bytes that were free when that was last asked, if it ever was.

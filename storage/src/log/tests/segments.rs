@@ -76,6 +76,8 @@ fn a_drained_log_has_two_files() {
         bench.log.segments().iter().filter(|segment| segment.sealed).map(|segment| segment.number).collect();
     bench.run(bench.log.remove_segments(sealed)).unwrap();
     bench.run(bench.world.runtime().clock.sleep(Duration::from_secs(61)));
+    bench.log.look_after_disk();
+    bench.world.settle();
     let names = bench.run(Disk::list(&bench.disk, &dir())).unwrap();
     assert!(names.len() <= 2, "{names:?}");
 }
@@ -202,7 +204,8 @@ fn a_disk_that_fills_up_is_noticed_before_it_is_full_and_so_is_its_end() {
     disk.set_capacity(40 << 20);
     let bench = Bench::on(disk, options);
     let looked_at = || {
-        bench.run(bench.world.runtime().clock.sleep(Duration::from_secs(2)));
+        bench.log.look_after_disk();
+        bench.world.settle();
         bench.log.is_nearly_full()
     };
     assert!(!looked_at());
