@@ -336,7 +336,11 @@ impl Recovery<'_> {
     /// Removes what was never used, and the note of a failed sync now that the log was cut there.
     async fn clean(&self, note: bool) -> Result<(), Error> {
         for path in &self.unusable {
-            self.disk.remove(path).await?;
+            match self.disk.remove(path).await {
+                // A log that has just been closed gives its freed files back itself.
+                Err(error) if error.is_missing() => {}
+                removed => removed?,
+            }
         }
         if note {
             self.disk.remove(&self.dir.join(NOTE)).await?;
