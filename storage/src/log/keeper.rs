@@ -147,7 +147,9 @@ impl Keeper {
             // Readers that still hold the file go on reading it: then it is not written again.
             let whole = segment.purpose == Purpose::Log
                 && segment.file.len().await? == self.shared.options.segment_bytes + FOOTER_ROOM;
-            if whole && self.free.len() < FREE_FILES && Arc::strong_count(&segment.file) == 1 {
+            // Where room is scarce it is given back at once.
+            let wanted = self.free.len() < FREE_FILES && !self.shared.nearly_full.load(Ordering::Relaxed);
+            if whole && wanted && Arc::strong_count(&segment.file) == 1 {
                 let free = segment::free_path(&self.shared.dir, number);
                 self.shared.disk.rename(&segment.path, &free).await?;
                 self.free.push(free);

@@ -214,8 +214,11 @@ fn a_disk_that_fills_up_is_noticed_before_it_is_full_and_so_is_its_end() {
     let file = bench.run(Disk::create(&bench.disk, &other)).unwrap();
     bench.run(file.allocate((39 << 20) + 8192)).unwrap();
     assert!(looked_at(), "{:?}", bench.log.free_bytes());
-    bench.run(bench.log.append_synced(entries(1, 1..20, 100))).unwrap();
+    bench.run(bench.log.append_synced(entries(1, 1..20, 500))).unwrap();
     assert!(looked_at(), "what is left is there to be used");
+    free_all(&bench, 19);
+    let names = bench.run(Disk::list(&bench.disk, &dir())).unwrap();
+    assert!(!names.iter().any(|name| segment::is_free(name)), "room is given back: {names:?}");
     bench.run(file.set_len(39 << 20)).unwrap();
     assert!(looked_at(), "a little more must be free before it is over");
     bench.run(file.set_len(30 << 20)).unwrap();
