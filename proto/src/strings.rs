@@ -223,6 +223,9 @@ pub enum Refusal {
     /// A message in a request or an answer is larger than the configured limit.
     #[error("message larger than the configured limit of {0} bytes")]
     MessageTooLarge(usize),
+    /// A large message that others wait for did not go on.
+    #[error("the message was not sent on for too long while others waited for their turn")]
+    UploadStalled,
     /// This version does not serve the method.
     #[error("{0} is not served by this version")]
     NotServed(&'static str),
@@ -265,7 +268,7 @@ impl Refusal {
         match self {
             Self::EmptyBatch | Self::Crashed => Code::Unknown,
             Self::NotReady | Self::NoLeader | Self::Shutdown => Code::Unavailable,
-            Self::DeadlineExceeded => Code::DeadlineExceeded,
+            Self::DeadlineExceeded | Self::UploadStalled => Code::DeadlineExceeded,
             Self::StreamEndsForStop => Code::Aborted,
             Self::MessageTooLarge(_) | Self::TooManyRequests => Code::ResourceExhausted,
             Self::NotServed(_) => Code::Unimplemented,

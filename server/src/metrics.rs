@@ -19,6 +19,7 @@ use prometheus::TextEncoder;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
 use self::live::LiveNumbers;
+use crate::grpc::Ingest;
 use crate::node::Node;
 
 /// Channels that are listed by name; the others are summed up under one name, or a scrape would grow with them.
@@ -75,6 +76,8 @@ struct Numbers {
     timers: u64,
     index_memory: u64,
     in_flight: u64,
+    ingest: u64,
+    ingest_waiting: u64,
     log: LogStats,
     log_bytes: u64,
     free_bytes: u64,
@@ -97,17 +100,19 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Returns the metrics of `node`, which is named `host` in them.
+    /// Returns the metrics of `node`, which is named `host` in them and takes requests in from `ingest`.
     #[must_use]
-    pub fn new(node: &Node, host: &str) -> Self {
+    pub fn new(node: &Node, ingest: &Ingest, host: &str) -> Self {
         let (gateway, raft, log, index) =
             (node.gateway().clone(), node.raft().clone(), node.log().clone(), node.index().clone());
         let commit = gateway.commit_latency();
+        let ingest = ingest.clone();
         let read = move || {
             let mut numbers = Numbers::default();
             gateway.with_core(|core| numbers.read_state(&core.state, |channel| core.desk.readers.count(channel)));
             numbers.live = LiveNumbers::read(gateway.live());
             numbers.in_flight = as_u64(gateway.in_flight());
+            (numbers.ingest, numbers.ingest_waiting) = (as_u64(ingest.used()), as_u64(ingest.waiting()));
             numbers.log = log.stats();
             let segments = log.segments();
             numbers.segments = as_u64(segments.len());
@@ -176,6 +181,8 @@ impl Numbers {
         families.extend([
             gauge("kubemq_channels", "channels of all kinds", &[], self.channels),
             gauge("kubemq_queue_inflight", "messages that receivers hold", &[], self.in_flight),
+            gauge("kubemq_ingest_bytes", "memory of large requests on their way in", &[], self.ingest),
+            gauge("kubemq_ingest_waiting", "large requests that wait for their turn", &[], self.ingest_waiting),
             gauge("kubemq_timers", "messages that wait for their delay", &[], self.timers),
             gauge("kubemq_index_memory_bytes", "memory of the index of messages", &[], self.index_memory),
             gauge("kubemq_index_disk_bytes", "disk of the index of messages", &[], self.index.disk_bytes),

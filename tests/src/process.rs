@@ -145,6 +145,24 @@ impl Server {
         format!("127.0.0.1:{}", self.http_port)
     }
 
+    /// Returns the memory that is resident now, in bytes.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    /// Returns the most memory that was ever resident since the start, in bytes.
+    #[must_use]
+    pub fn peak_memory(&self) -> u64 {
+        self.status("VmHWM:")
+    }
+
+    fn status(&self, name: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("the status of the process");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of KiB") * 1024
+    }
+
     /// Returns the process id.
     ///
     /// # Panics

@@ -32,13 +32,6 @@ async fn store_many(client: &Client, channel: &str, count: u64) {
     }
 }
 
-/// Returns the resident memory of the server, in bytes.
-fn resident(server: &Server) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
-}
-
 #[tokio::test]
 async fn a_group_goes_on_after_the_process_was_killed() {
     let mut server = Server::start().await;
@@ -93,7 +86,7 @@ async fn who_lags_slows_nobody_and_who_does_not_read_costs_little() {
     store_many(&client, "lag", count).await;
 
     // These want 60 MB each and take nothing.
-    let before = resident(&server);
+    let before = server.memory();
     let idle = Client::connect(&server.grpc()).await;
     let mut stalled = Vec::new();
     for number in 0..40 {
@@ -124,7 +117,7 @@ async fn who_lags_slows_nobody_and_who_does_not_read_costs_little() {
     // What waits for the stalled ones is in files: it needs no memory for longer than a moment.
     let bound = 48 * 1024 * 1024;
     wait_until("the memory of stalled readers to be freed", SOON, async || {
-        (resident(&server).saturating_sub(before) < bound).then_some(())
+        (server.memory().saturating_sub(before) < bound).then_some(())
     })
     .await;
     // They lose nothing by it. (What all of them together may have on its way is bounded by their one connection.)

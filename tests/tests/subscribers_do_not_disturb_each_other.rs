@@ -14,13 +14,6 @@ use tonic::Code;
 
 const MEBIBYTE: u64 = 1024 * 1024;
 
-/// Returns the bytes of memory that the process uses.
-fn resident(server: &Server) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
-}
-
 /// Returns the sum of a metric over all its labels.
 fn metric(server: &Server, name: &str) -> f64 {
     let (_, text) = http_get(&server.http(), "/metrics").unwrap();
@@ -36,7 +29,7 @@ async fn what_one_does_not_read_is_bounded_and_nobody_elses_loss() {
     let client = Client::connect(&server.grpc()).await;
     let mut stalled = Client::connect(&server.grpc()).await.events("one", "").await;
     let mut reader = Client::connect(&server.grpc()).await.events("one", "").await;
-    let before = resident(&server);
+    let before = server.memory();
     let mut most = before;
     let stream = client.events_stream().await;
     // 64 MiB pass, of which the one that does not read may hold four, and what its connection takes.
@@ -47,7 +40,7 @@ async fn what_one_does_not_read_is_bounded_and_nobody_elses_loss() {
         }
         let taken = reader.take(256).await;
         assert_eq!(texts(&taken)[255], format!("{:01024}", batch * 256 + 255), "nothing is lost to who reads");
-        most = most.max(resident(&server));
+        most = most.max(server.memory());
     }
     let grown = most - before;
     assert!(grown < 32 * MEBIBYTE, "memory grew by {} KiB", grown / 1024);

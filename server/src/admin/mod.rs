@@ -13,6 +13,7 @@ use axum::routing::get;
 use kubemq_runtime::sync::watch;
 use tokio::net::TcpListener;
 
+use crate::grpc::Ingest;
 use crate::metrics::Metrics;
 use crate::node::Node;
 
@@ -40,12 +41,13 @@ pub struct Served {
 }
 
 impl Served {
-    /// Returns what can be asked of `node`, which is named `host` in its metrics.
+    /// Returns what can be asked of `node`, which is named `host` in its metrics and takes requests in from
+    /// `ingest`.
     #[must_use]
-    pub fn new(node: &Node, host: &str) -> Self {
+    pub fn new(node: &Node, ingest: &Ingest, host: &str) -> Self {
         let raft = node.raft().clone();
         let readiness = Readiness::new(move || raft.status().leader.is_some());
-        Self { readiness, metrics: Metrics::new(node, host) }
+        Self { readiness, metrics: Metrics::new(node, ingest, host) }
     }
 }
 

@@ -76,6 +76,7 @@ impl Checked {
             retention: self.retention(),
             memory: Memory {
                 tail_cache_bytes: self.number(&keys::TAIL_CACHE),
+                ingest_bytes: self.size(&keys::INGEST),
                 index_bytes: self.number(&keys::INDEX),
                 free_disk_bytes: self.number(&keys::FREE_DISK),
             },
@@ -213,6 +214,7 @@ mod tests {
             assert_eq!(read(&with(&[(name, text)]).unwrap()), expected, "{name}");
         }
         assert_eq!(with(&[("LIMITS_TAIL_CACHE", "1GiB")]).unwrap().memory.tail_cache_bytes, 1 << 30);
+        assert_eq!(with(&[("LIMITS_INGEST", "1GiB")]).unwrap().memory.ingest_bytes, 1 << 30);
         assert_eq!(with(&[("LIMITS_INDEX", "2GiB")]).unwrap().memory.index_bytes, 2 << 30);
         let kept = with(&[("STORE_MAX_RETENTION", "5"), ("STORE_MAX_MESSAGES", "6"), ("STORE_MAX_QUEUE_SIZE", "7")]);
         let keep = Keep { age: Some(Duration::from_secs(300)), events: Some(6), bytes: Some(7) };

@@ -341,6 +341,18 @@ pub static TAIL_CACHE: Key = Key {
     since: "0.1",
 };
 
+/// Bytes of requests that are gathered.
+pub static INGEST: Key = Key {
+    name: "limits.ingest",
+    aliases: &[],
+    env: &["LIMITS_INGEST"],
+    kind: Kind::Bytes { min: MIB, max: 1024 * GIB },
+    default: "256MiB",
+    doc: "Memory for large requests that are on their way in. A message of more than 64 KiB that does not fit waits \
+          for its turn, and its connection is not read meanwhile. A message that is larger than all of it takes all.",
+    since: "0.1",
+};
+
 /// Bytes of the index in memory.
 pub static INDEX: Key = Key {
     name: "limits.index",
@@ -461,6 +473,7 @@ pub static KEYS: &[&Key] = &[
     &QUEUE_MAX_VISIBILITY,
     &QUEUE_DEFAULT_VISIBILITY,
     &TAIL_CACHE,
+    &INGEST,
     &INDEX,
     &FREE_DISK,
     &SUBSCRIBER,

@@ -100,6 +100,8 @@ pub enum LogFormat {
 pub struct Memory {
     /// The newest part of the log, in bytes.
     pub tail_cache_bytes: u64,
+    /// Large requests on their way in, in bytes.
+    pub ingest_bytes: usize,
     /// The index of stored messages, in bytes.
     pub index_bytes: u64,
     /// What stays free of the disk, in bytes.

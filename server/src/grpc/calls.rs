@@ -18,9 +18,12 @@ use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Response};
 use tower::{Layer, Service};
 
 use super::Door;
+use super::ingest::Paid;
 
 /// Paths of the API; reflection is served at all times.
 const SERVICE_PATH: &str = "/kubemq.kubemq/";
+/// Methods whose clients send several messages.
+const STREAMS: [&str; 4] = ["SendEventsStream", "QueuesUpstream", "QueuesDownstream", "StreamQueueMessage"];
 const STATUS: &str = "grpc-status";
 /// Out of range: what the library says of a message above the limit.
 const LIBRARY_TOO_LARGE: &[u8] = b"11";
@@ -60,17 +63,21 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if request.uri().path().starts_with(SERVICE_PATH)
+        let method = request.uri().path().strip_prefix(SERVICE_PATH);
+        if method.is_some()
             && let Err(refusal) = self.door.is_open()
         {
             return Box::pin(std::future::ready(Ok(refused(refusal))));
         }
+        let is_stream = method.is_some_and(|method| STREAMS.contains(&method));
         let clock = self.door.runtime.clock.clone();
         let deadline: Option<Instant> = timeout(request.headers()).map(|timeout| clock.now() + timeout);
         let under_way = self.door.enter();
+        let paid = Paid::default();
+        let request = request.map(|body| Body::new(self.door.meter(body, is_stream, paid.clone())));
         let answer = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         Box::pin(async move {
-            let _under_way = under_way;
+            let _call = (under_way, paid);
             let answer = match deadline {
                 None => answer.await,
                 // The library has a timer of its own, with a status that clients take for a lost server: this
@@ -131,7 +138,20 @@ fn timeout(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
+
+    #[test]
+    fn the_methods_with_several_messages_are_those_of_the_api() {
+        let files = prost_types::FileDescriptorSet::decode(kubemq_proto::FILE_DESCRIPTOR_SET).unwrap();
+        let methods = files.file.iter().flat_map(|file| &file.service).flat_map(|service| &service.method);
+        let mut streams: Vec<_> = methods.filter(|method| method.client_streaming()).map(|m| m.name()).collect();
+        streams.sort_unstable();
+        let mut expected = STREAMS;
+        expected.sort_unstable();
+        assert_eq!(streams, expected);
+    }
 
     #[test]
     fn timeouts_are_read_as_the_protocol_writes_them() {

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use kubemq_proto::strings::Refusal;
 use kubemq_runtime::sync::{Notify, watch};
 use kubemq_runtime::{Instant, Runtime, UnixNanos};
+use tonic::body::Body;
 
+use super::ingest::{Ingest, Metered, Paid};
 use crate::gateway::stream::Stop;
 use crate::gateway::{Gateway, Transactions};
 
@@ -37,18 +39,28 @@ pub(crate) struct Door {
     pub(crate) identity: Identity,
     pub(crate) transactions: Transactions,
     pub(crate) stop: Stop,
+    ingest: Ingest,
+    /// The largest message, in bytes.
+    largest: usize,
     phase: watch::Receiver<Phase>,
     under_way: AtomicUsize,
     idle: Notify,
 }
 
 impl Door {
-    pub(crate) fn new(runtime: Runtime, identity: Identity, phase: watch::Receiver<Phase>) -> Arc<Self> {
+    pub(crate) fn new(
+        runtime: Runtime,
+        identity: Identity,
+        (ingest, largest): (Ingest, usize),
+        phase: watch::Receiver<Phase>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             runtime,
             identity,
             transactions: Transactions::default(),
             stop: Stop::new(),
+            ingest,
+            largest,
             phase,
             under_way: AtomicUsize::new(0),
             idle: Notify::new(),
@@ -77,6 +89,11 @@ impl Door {
     pub(crate) fn enter(self: &Arc<Self>) -> UnderWay {
         self.under_way.fetch_add(1, Ordering::AcqRel);
         UnderWay(Arc::clone(self))
+    }
+
+    /// Has the request of a call pay for its messages before they are gathered.
+    pub(crate) fn meter(&self, body: Body, is_stream: bool, paid: Paid) -> Metered {
+        Metered::new(body, self.ingest.clone(), self.runtime.clock.clone(), self.largest, is_stream, paid)
     }
 
     /// Waits until the node stops, or whoever told its phase is gone.

@@ -10,6 +10,7 @@ mod connection;
 mod door;
 mod downstream;
 mod events;
+mod ingest;
 mod management;
 mod outgoing;
 mod queue_stream;
@@ -33,6 +34,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) use door::Door;
 pub use door::Phase;
+pub use ingest::Ingest;
 use outgoing::Outgoing;
 use subscription::Frames;
 

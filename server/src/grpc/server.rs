@@ -16,7 +16,7 @@ use tonic::transport::server::TcpIncoming;
 use super::calls::CallsLayer;
 use super::connection::Watched;
 use super::door::Identity;
-use super::{Door, Phase, Service};
+use super::{Door, Ingest, Phase, Service};
 
 /// What one stream may have on its way unread.
 const STREAM_WINDOW: u32 = 1024 * 1024;
@@ -38,10 +38,12 @@ const FINISH: Duration = Duration::from_secs(5);
 const CLOSE: Duration = Duration::from_secs(2);
 
 /// How the server is set up.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// The largest request or answer, in bytes.
     pub max_message_bytes: usize,
+    /// What requests pay for before they are buffered.
+    pub ingest: Ingest,
     /// The name under which the node answers pings; empty for a neutral one.
     pub host: String,
     /// The version that clients are told, which they compare with those they know.
@@ -50,7 +52,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_message_bytes: 100 * 1024 * 1024, host: String::new(), version: "2.6.0".to_owned() }
+        Self {
+            max_message_bytes: 100 * 1024 * 1024,
+            ingest: Ingest::new(256 * 1024 * 1024),
+            host: String::new(),
+            version: "2.6.0".to_owned(),
+        }
     }
 }
 
@@ -84,7 +91,7 @@ pub async fn serve(
         started_at: runtime.clock.now(),
     };
     let clock = runtime.clock.clone();
-    let door = Door::new(runtime, identity, phase);
+    let door = Door::new(runtime, identity, (options.ingest, options.max_message_bytes), phase);
     let service = KubemqServer::new(Service { door: Arc::clone(&door) })
         .max_decoding_message_size(options.max_message_bytes)
         .max_encoding_message_size(options.max_message_bytes)

@@ -27,7 +27,7 @@ use self::signals::Signals;
 use crate::admin::{self, Served, Stage};
 use crate::config::Config;
 use crate::data_dir::{DataDir, DataDirError};
-use crate::grpc::{Phase, server as grpc};
+use crate::grpc::{Ingest, Phase, server as grpc};
 use crate::node::{Doors, Formation, Node, Options, StartError};
 
 /// What is kept back of the time for stopping, for the end of the process itself.
@@ -107,10 +107,12 @@ pub async fn run(config: Config, runtime: Runtime) -> Result<(), Stopped> {
         started = started => started?,
     };
     let (listener, grpc_address) = grpc.listen()?;
-    stage.send(Stage::Serving(Served::new(&node, &config.host)));
+    let ingest = Ingest::new(config.memory.ingest_bytes);
+    stage.send(Stage::Serving(Served::new(&node, &ingest, &config.host)));
     let (phase, phases) = watch::channel(Phase::Serving(node.gateway().clone()));
     let options = grpc::Options {
         max_message_bytes: config.grpc.body_limit,
+        ingest,
         host: config.host.clone(),
         ..grpc::Options::default()
     };

@@ -1,0 +1,46 @@
+//! Promise: large messages wait for memory instead of taking it, and nobody waits for them.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking with what it saw")]
+
+use bytes::Bytes;
+use kubemq_tests::process::Options;
+use kubemq_tests::{Client, Server, assert_soon, message, timed};
+
+const MIB: usize = 1024 * 1024;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_large_uploads_at_once_take_their_budget_and_leave_the_way_to_others() {
+    const UPLOADS: usize = 32;
+    const SIZE: usize = 16 * MIB;
+    let environment = [("LIMITS_INGEST", "32MiB"), ("LIMITS_TAIL_CACHE", "16MiB")];
+    let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let server = Server::start_with(Options { environment, ..Options::default() }).await;
+    let before = server.peak_memory();
+    let body = Bytes::from(vec![7; SIZE]);
+
+    // Each over a connection of its own, so that no window holds them back.
+    let mut uploads = tokio::task::JoinSet::new();
+    for number in 0..UPLOADS {
+        let (address, body) = (server.grpc(), body.clone());
+        uploads.spawn(async move {
+            let client = Client::connect(&address).await;
+            client.send(message(&format!("large.{}", number % 4), body)).await
+        });
+    }
+    let other = Client::connect(&server.grpc()).await;
+    while !uploads.is_empty() {
+        let (sent, took) = timed(other.send(message("small", "a".as_bytes()))).await;
+        assert!(!sent.is_error, "{}", sent.error);
+        assert_soon(took);
+        let sent = uploads.join_next().await.unwrap().unwrap();
+        assert!(!sent.is_error, "{}", sent.error);
+    }
+    let grown = server.peak_memory() - before;
+    assert!(grown < 192 * MIB as u64, "{UPLOADS} uploads of {SIZE} bytes took {} MiB", grown / MIB as u64);
+
+    for channel in 0..4 {
+        for _ in 0..UPLOADS / 4 {
+            let [message] = other.take(&format!("large.{channel}"), 1).await.try_into().unwrap();
+            assert_eq!(message.body, body);
+        }
+    }
+}
