@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod cli;
 pub mod config;
+mod damage;
 pub mod data_dir;
 mod desk;
 pub mod gateway;

@@ -78,6 +78,7 @@ struct Numbers {
     in_flight: u64,
     ingest: u64,
     ingest_waiting: u64,
+    passed_over: u64,
     log: LogStats,
     log_bytes: u64,
     free_bytes: u64,
@@ -113,6 +114,7 @@ impl Metrics {
             numbers.live = LiveNumbers::read(gateway.live());
             numbers.in_flight = as_u64(gateway.in_flight());
             (numbers.ingest, numbers.ingest_waiting) = (as_u64(ingest.used()), as_u64(ingest.waiting()));
+            numbers.passed_over = gateway.passed_over();
             numbers.log = log.stats();
             let segments = log.segments();
             numbers.segments = as_u64(segments.len());
@@ -183,6 +185,12 @@ impl Numbers {
             gauge("kubemq_queue_inflight", "messages that receivers hold", &[], self.in_flight),
             gauge("kubemq_ingest_bytes", "memory of large requests on their way in", &[], self.ingest),
             gauge("kubemq_ingest_waiting", "large requests that wait for their turn", &[], self.ingest_waiting),
+            counter(
+                "kubemq_damaged_messages_total",
+                "stored messages that could not be read here and were passed over",
+                &[],
+                self.passed_over,
+            ),
             gauge("kubemq_timers", "messages that wait for their delay", &[], self.timers),
             gauge("kubemq_index_memory_bytes", "memory of the index of messages", &[], self.index_memory),
             gauge("kubemq_index_disk_bytes", "disk of the index of messages", &[], self.index.disk_bytes),

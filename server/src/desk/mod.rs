@@ -3,7 +3,7 @@
 //! The desk lives in memory and beside the replicated state, under the same lock: what is committed becomes
 //! ready, and is reserved for the poll that has waited longest, in one step. It decides nothing that must
 //! survive it. A message is *ready* when the state has it unsettled and the desk has it neither in a
-//! reader's hands nor being settled.
+//! reader's hands nor being settled, and has not heard that its body cannot be read here.
 //!
 //! Every node keeps a desk. On a node that does not lead it only remembers what its own gateway's clients
 //! still hold, so that a node that comes to lead again hands none of that out a second time. Who reads stored
@@ -55,6 +55,8 @@ struct DeskChannel {
     /// Given back unsettled; handed out again before anything at the cursor.
     returned: BTreeSet<u64>,
     out: FixedHashMap<u64, Out>,
+    /// Of these the body cannot be read here: they are handed to nobody and settled by nobody here.
+    damaged: BTreeSet<u64>,
     /// Waiting polls, longest wait first. While one waits, nothing is ready.
     queue: VecDeque<u64>,
     /// Peeks that wait for the channel to change.
@@ -101,6 +103,10 @@ impl Core {
             self.desk.channels.keys().copied().filter(|id| self.state.channel_by_id(*id).is_none()).collect();
         for channel in gone {
             self.desk.deleted(channel);
+        }
+        // A snapshot brings the bodies that were lacking.
+        for channel in self.desk.channels.values_mut() {
+            channel.returned.append(&mut channel.damaged);
         }
         let ids: Vec<ChannelId> = self.desk.channels.keys().copied().collect();
         for channel in ids {
@@ -195,6 +201,24 @@ impl Core {
         self.desk.tidy(id);
     }
 
+    /// Notes that the body of a message cannot be read here, of one that was reserved for whoever says so (`is_held`) or
+    /// of one that was only looked at. Returns whether it is still there: otherwise it was settled meanwhile, and
+    /// that is why.
+    pub(crate) fn note_damaged(&mut self, message: &Reserved, is_held: bool) -> bool {
+        let Reserved { channel, sequence, .. } = *message;
+        if !self.state.channel_by_id(channel).is_some_and(|channel| channel.is_alive(sequence)) {
+            return false;
+        }
+        let desk = self.desk.channels.entry(channel).or_default();
+        if is_held {
+            desk.out.remove(&sequence);
+        } else if desk.out.contains_key(&sequence) {
+            // Whoever was handed it meanwhile finds the same, or has it in memory.
+            return false;
+        }
+        desk.damaged.insert(sequence)
+    }
+
     /// Notes that the settlement of `sequences` is on its way.
     pub(crate) fn settling(&mut self, id: ChannelId, sequences: impl IntoIterator<Item = u64>) {
         let Some(desk) = self.desk.channels.get_mut(&id) else { return };
@@ -222,13 +246,13 @@ impl Core {
     /// Returns up to `most` ready messages of `channel` without reserving them, from sequence `from` on.
     pub(crate) fn visible(&self, channel: &str, from: u64, most: usize) -> Vec<Reserved> {
         let Some(channel) = self.state.channel(Kind::Queue, channel) else { return Vec::new() };
-        let out = self.desk.channels.get(&channel.id()).map(|desk| &desk.out);
+        let desk = self.desk.channels.get(&channel.id());
         let mut visible = Vec::new();
         let mut from = from;
         while visible.len() < most {
             let Some(sequence) = channel.next_alive(from) else { break };
             from = sequence + 1;
-            if out.is_some_and(|out| out.contains_key(&sequence)) {
+            if desk.is_some_and(|desk| !desk.has_free(sequence)) {
                 continue;
             }
             if let Some(location) = channel.locate(sequence) {
@@ -256,9 +280,11 @@ impl Core {
         notify
     }
 
-    /// Returns the sequences of `channel` that readers hold or are settling.
-    pub(crate) fn out(&self, id: ChannelId) -> BTreeSet<u64> {
-        self.desk.channels.get(&id).map(|desk| desk.out.keys().copied().collect()).unwrap_or_default()
+    /// Returns the sequences of `channel` that readers hold or are settling, and those of which the body cannot be read
+    /// here.
+    pub(crate) fn not_to_be_settled(&self, id: ChannelId) -> BTreeSet<u64> {
+        let Some(desk) = self.desk.channels.get(&id) else { return BTreeSet::new() };
+        desk.out.keys().chain(&desk.damaged).copied().collect()
     }
 }
 
@@ -293,6 +319,7 @@ impl Desk {
         for sequence in sequences {
             desk.out.remove(&sequence);
             desk.returned.remove(&sequence);
+            desk.damaged.remove(&sequence);
         }
         self.tidy(id);
     }
@@ -313,7 +340,8 @@ impl Desk {
     /// Forgets a channel of which nothing need be remembered.
     fn tidy(&mut self, id: ChannelId) {
         let idle = self.channels.get(&id).is_some_and(|desk| {
-            desk.out.is_empty() && desk.queue.is_empty() && desk.returned.is_empty() && desk.watchers.is_empty()
+            let nothing_out = desk.out.is_empty() && desk.returned.is_empty() && desk.damaged.is_empty();
+            nothing_out && desk.queue.is_empty() && desk.watchers.is_empty()
         });
         if idle {
             self.channels.remove(&id);
@@ -322,6 +350,11 @@ impl Desk {
 }
 
 impl DeskChannel {
+    /// Returns whether nothing here keeps a message from being handed out.
+    fn has_free(&self, sequence: u64) -> bool {
+        !self.out.contains_key(&sequence) && !self.damaged.contains(&sequence)
+    }
+
     /// Reserves up to `want` ready messages, lowest sequence first.
     fn reserve(&mut self, channel: &kubemq_broker::Channel, id: ChannelId, want: usize, into: &mut Vec<Reserved>) {
         let end = into.len() + want;
@@ -333,7 +366,7 @@ impl DeskChannel {
                 self.cursor = sequence + 1;
                 sequence
             };
-            if self.out.contains_key(&sequence) {
+            if !self.has_free(sequence) {
                 continue;
             }
             // What was settled since it came back is gone.

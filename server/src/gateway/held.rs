@@ -10,7 +10,8 @@ use kubemq_broker::{ChannelId, Kind, MoveItem, MoveMode, Name, Operation, Sequen
 use kubemq_proto::stored;
 use kubemq_runtime::UnixNanos;
 
-use super::{Gateway, Submitted, Unavailable};
+use super::{Gateway, Submitted};
+use crate::damage::Unreadable;
 use crate::desk::Reserved;
 
 /// One hand-out of a message.
@@ -34,14 +35,10 @@ pub struct Delivery {
 
 impl Delivery {
     /// Puts together what the log holds and what the state says of its copy.
-    pub(crate) fn decode(reserved: &Reserved, time: u64, operation: &Bytes) -> Result<Self, Unavailable> {
-        let unreadable = |what: &str| {
-            let Reserved { entry, part, .. } = reserved;
-            Unavailable::Unreadable(format!("entry {entry} part {part} holds {what}"))
-        };
-        let operation = Operation::decode(operation).map_err(|error| unreadable(&error.to_string()))?;
+    pub(crate) fn decode(reserved: &Reserved, time: u64, operation: &Bytes) -> Result<Self, Unreadable> {
+        let operation = Operation::decode(operation).map_err(|error| Unreadable::Content(error.to_string()))?;
         let Operation::Publish { expiration_ms, message, .. } = operation else {
-            return Err(unreadable("no message"));
+            return Err(Unreadable::Content("something else".to_owned()));
         };
         let Some(copy) = &reserved.copy else {
             let expires_at = if expiration_ms == 0 { 0 } else { time + expiration_ms * 1_000_000 };

@@ -36,6 +36,7 @@ use kubemq_runtime::{Runtime, UnixNanos};
 use kubemq_storage::log::Log;
 use parking_lot::Mutex;
 
+use crate::damage::Damage;
 use crate::desk::Core;
 use crate::live::Live;
 use crate::metrics::Latency;
@@ -66,7 +67,7 @@ pub enum Unavailable {
     /// It may or may not have been done: leadership moved before the outcome was known here.
     #[error("the outcome is not known: leadership moved while the call was under way")]
     Unknown,
-    /// A stored message could not be read.
+    /// What is stored could not be read, and it is nothing that can be passed over.
     #[error("a stored message could not be read: {0}")]
     Unreadable(String),
 }
@@ -85,6 +86,7 @@ struct Inner {
     live: Live,
     limits: QueueLimits,
     retention: Retention,
+    damage: Arc<Damage>,
     node: u64,
 }
 
@@ -92,7 +94,8 @@ impl Gateway {
     pub(crate) fn new(parts: Parts) -> Self {
         let (leading, _) = watch::channel(false);
         let Parts { runtime, raft, log, core, outbox, live, limits, retention, node } = parts;
-        Self(Arc::new(Inner { runtime, raft, log, core, outbox, leading, live, limits, retention, node }))
+        let damage = Arc::default();
+        Self(Arc::new(Inner { runtime, raft, log, core, outbox, leading, live, limits, retention, damage, node }))
     }
 
     /// Returns the doors of this node.
@@ -171,7 +174,8 @@ impl Gateway {
         Ok(read(&self.0.core.lock().state))
     }
 
-    /// Settles everything in queue `channel` that nobody holds, and returns how many messages that were.
+    /// Settles everything in queue `channel` that nobody holds, and returns how many messages that were. What is known to
+    /// be damaged here stays: another node may have it whole.
     ///
     /// # Errors
     ///
@@ -181,7 +185,7 @@ impl Gateway {
         let (upto, held) = {
             let core = self.0.core.lock();
             let Some(queue) = core.state.channel(Kind::Queue, channel) else { return Ok(0) };
-            (queue.next_sequence().saturating_sub(1), core.out(queue.id()))
+            (queue.next_sequence().saturating_sub(1), core.not_to_be_settled(queue.id()))
         };
         let Ok(name) = Name::new(channel) else { return Ok(0) };
         let held = held.into_iter().collect();
@@ -210,6 +214,12 @@ impl Gateway {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.0.core.lock().desk.in_flight()
+    }
+
+    /// Returns how many stored messages could not be read here and were passed over.
+    #[must_use]
+    pub fn passed_over(&self) -> u64 {
+        self.0.damage.passed_over()
     }
 
     /// Returns the state's digest and the index of the last entry applied here.

@@ -19,6 +19,7 @@ use kubemq_storage::Error as StorageError;
 use kubemq_storage::log::Log;
 
 use super::{Gateway, Unavailable, send};
+use crate::damage::{Damage, Place, Unreadable};
 use crate::desk::{Leave, Member, ReaderKey, StoredEvent, Want};
 
 /// What a subscription asks for at a time.
@@ -164,7 +165,7 @@ impl Gateway {
         let Some((entry, part)) = self.place_of_event(channel, sequence) else { return Ok(None) };
         match self.0.log.read_part(entry, part).await {
             Ok(read) => Ok(Some(read.time)),
-            Err(error) => Err(unreadable(&error, entry, part)),
+            Err(error) => Err(Unavailable::Unreadable(error.to_string())),
         }
     }
 
@@ -185,11 +186,6 @@ impl Gateway {
     fn leads_now(&self) -> bool {
         *self.0.leading.borrow()
     }
-}
-
-fn unreadable(error: &StorageError, entry: u64, part: u16) -> Unavailable {
-    tracing::error!(entry, part, error = %kubemq_runtime::chain(error), "a stored event is damaged");
-    Unavailable::Unreadable(error.to_string())
 }
 
 /// A subscription that is about to begin; dropping it gives up.
@@ -282,9 +278,10 @@ impl StoredSubscription {
         if !rest.is_empty() {
             self.lags = true;
             let (log, member, stretches) = (log.clone(), Arc::clone(&self.member), rest.to_vec());
+            let (channel, damage) = (Arc::clone(&self.key.channel), Arc::clone(&self.gateway.0.damage));
             self.reading = Some(Box::pin(async move {
                 for stretch in stretches {
-                    let events = read_stretch(&log, &stretch).await?;
+                    let events = read_stretch(&log, &channel, &stretch, &damage).await?;
                     member.add(generation, events);
                 }
                 Ok(())
@@ -309,12 +306,17 @@ fn parts(stretch: &Stretch) -> std::ops::Range<u16> {
     stretch.first_part..stretch.first_part + stretch.count
 }
 
-/// Reads a stretch. Events that are damaged are passed over, each for itself, and logged.
-async fn read_stretch(log: &Log, stretch: &Stretch) -> Result<Vec<StoredEvent>, Unavailable> {
+/// Reads a stretch. Events that are damaged are passed over, each for itself.
+async fn read_stretch(
+    log: &Log,
+    channel: &str,
+    stretch: &Stretch,
+    damage: &Damage,
+) -> Result<Vec<StoredEvent>, Unavailable> {
     match log.read_parts(stretch.entry, parts(stretch)).await {
         Ok(read) => return Ok(events(stretch, read.time, read.bytes).collect()),
-        Err(StorageError::Damaged { .. } | StorageError::NotFound { .. }) => {}
-        Err(error) => return Err(unreadable(&error, stretch.entry, stretch.first_part)),
+        Err(error @ StorageError::Closed) => return Err(Unavailable::Unreadable(error.to_string())),
+        Err(_) => {}
     }
     let mut all = Vec::with_capacity(usize::from(stretch.count));
     for (sequence, part) in (stretch.first_sequence..).zip(parts(stretch)) {
@@ -323,7 +325,8 @@ async fn read_stretch(log: &Log, stretch: &Stretch) -> Result<Vec<StoredEvent>, 
             // It was trimmed since it was given out; what is not trimmed is missed by those who mark what lives.
             Err(StorageError::NotFound { .. }) => (0, None),
             Err(error) => {
-                drop(unreadable(&error, stretch.entry, part));
+                let place = Place { channel, sequence, entry: stretch.entry, part };
+                damage.pass_over(&place, &Unreadable::from(error));
                 (0, None)
             }
         };

@@ -1,4 +1,7 @@
 //! Taking messages from a queue: collect until there are enough, or until the deadline.
+//!
+//! A message whose body cannot be read is passed over, and goes out of the way of everybody (see
+//! [`damage`](crate::damage)); it is nobody's, and so nobody settles it.
 
 use std::sync::Arc;
 
@@ -7,6 +10,7 @@ use kubemq_runtime::Instant;
 
 use super::held::{Delivery, Held};
 use super::{Gateway, LEAD_RETRY, Submitted, Unavailable};
+use crate::damage::{Place, Unreadable};
 use crate::desk::{Poll, Reserved};
 
 /// Messages looked at in one step of a peek, at most.
@@ -126,7 +130,7 @@ impl Gateway {
             let mut gone = Vec::new();
             let mut fill = Fill::Room;
             for message in visible {
-                let delivery = self.read_message(&message).await?;
+                let Some(delivery) = self.read_message(&take.channel, &message, false).await? else { continue };
                 if delivery.has_expired(self.time()) {
                     gone.push(message.sequence);
                     continue;
@@ -160,7 +164,10 @@ impl Gateway {
         let mut fill = Fill::Room;
         let now = self.time();
         while let Some(message) = reserved.messages.front() {
-            let delivery = self.read_message(message).await?;
+            let Some(delivery) = self.read_message(held.channel(), message, true).await? else {
+                reserved.messages.pop_front();
+                continue;
+            };
             let (channel, sequence) = (message.channel, message.sequence);
             let size = delivery.message.len() as u64 + ENVELOPE_BYTES;
             let is_expired = delivery.has_expired(now);
@@ -189,15 +196,35 @@ impl Gateway {
         Ok(fill)
     }
 
-    async fn read_message(&self, message: &Reserved) -> Result<Delivery, Unavailable> {
+    /// Reads a message that is reserved for the caller (`is_held`) or looked at. Returns nothing when it cannot be read or
+    /// is gone; it is reserved no more then.
+    async fn read_message(
+        &self,
+        channel: &str,
+        message: &Reserved,
+        is_held: bool,
+    ) -> Result<Option<Delivery>, Unavailable> {
+        let why = match self.try_to_read(message).await {
+            Ok(delivery) => return Ok(Some(delivery)),
+            Err(why) if !why.is_lasting() => return Err(Unavailable::Unreadable(why.to_string())),
+            Err(_) => match self.try_to_read(message).await {
+                // It was moved to another file between being looked up and being read.
+                Ok(delivery) => return Ok(Some(delivery)),
+                Err(why) => why,
+            },
+        };
+        if self.with_core(|core| core.note_damaged(message, is_held)) {
+            let Reserved { sequence, entry, part, .. } = *message;
+            self.0.damage.pass_over(&Place { channel, sequence, entry, part }, &why);
+        }
+        Ok(None)
+    }
+
+    async fn try_to_read(&self, message: &Reserved) -> Result<Delivery, Unreadable> {
         let log = &self.0.log;
         let part = match log.cached_part(message.entry, message.part) {
             Some(part) => part,
-            None => log.read_part(message.entry, message.part).await.map_err(|error| {
-                let (entry, part) = (message.entry, message.part);
-                tracing::error!(entry, part, error = %kubemq_runtime::chain(&error), "a stored message is damaged");
-                Unavailable::Unreadable(error.to_string())
-            })?,
+            None => log.read_part(message.entry, message.part).await?,
         };
         Delivery::decode(message, part.time, &part.bytes)
     }

@@ -251,6 +251,11 @@ impl<P: Program> Cluster<P> {
         members.iter().find(|(_, member)| member.damaged && !member.out).map(|(node, _)| *node)
     }
 
+    /// Returns whether a disk was ever damaged: a leader passes over what it cannot read, and a later one hands it out.
+    pub(crate) fn was_damaged(&self) -> bool {
+        self.0.counts.lock().bits_flipped > 0
+    }
+
     /// Flips a bit of `node`'s disk where `change` chooses it; it may stop because of it, and then stays away.
     pub(crate) fn damage(&self, node: usize, change: impl FnOnce(&MemoryDisk) -> bool) {
         let mut members = self.0.members.lock();
