@@ -272,6 +272,9 @@ pub(crate) fn is_group(bytes: &[u8]) -> bool {
 /// The first byte of a group, to search for.
 pub(crate) const GROUP_FIRST_BYTE: u8 = GROUP_TAG.to_le_bytes()[0];
 
+/// The first byte of a frame, to search for.
+pub(crate) const FRAME_FIRST_BYTE: u8 = FRAME_TAG.to_le_bytes()[0];
+
 fn group_checksum(head: &[u8], number: u64, offset: u64) -> u32 {
     let checksum = crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), &offset.to_le_bytes());
     crc32c::crc32c_append(checksum, &head[8..GROUP_HEAD])

@@ -17,7 +17,6 @@ use kubemq_runtime::sync::{oneshot, watch};
 use kubemq_runtime::{OnFailure, Runtime};
 use parking_lot::Mutex;
 
-mod check;
 pub mod entry;
 mod frame;
 mod group;
@@ -27,18 +26,22 @@ mod position;
 mod queue;
 mod reader;
 mod recovery;
+mod salvage;
 mod scan;
+mod scrub;
 mod segment;
 mod shared;
 mod stats;
 mod stretch;
+mod survey;
 mod tail;
 #[cfg(test)]
 mod tests;
 mod types;
 mod writer;
 
-pub use check::{Finding, Report, check};
+pub use salvage::{Finding, Report, Salvage, check};
+pub use scrub::{ScrubDamage, ScrubPlace, Scrubbed};
 pub use stats::{CLASSES, Stats};
 pub use stretch::{Moment, PartsRead};
 pub use types::{Body, Options, PartRead, SegmentInfo, State};

@@ -10,6 +10,7 @@ use kubemq_runtime::sync::oneshot;
 use super::entry::Entry;
 use super::frame::{FRAME_HEAD, Frame, GROUP_HEAD, Head, Kind, is_group};
 use super::position::Span;
+use super::scrub::{self, ScrubJob};
 use super::shared::{Index, Segment, Shared};
 use super::stats::Counts;
 use super::{PartRead, PartsRead};
@@ -30,6 +31,8 @@ pub(crate) enum ReadJob {
     Entries { from: u64, reply: oneshot::Sender<Result<Arc<Chunk>, Error>> },
     /// A part from a body segment.
     Body { entry: u64, part: u16, reply: oneshot::Sender<Result<PartRead, Error>> },
+    /// A piece of a sealed file, to be checked.
+    Scrub(ScrubJob),
 }
 
 /// Consecutive entries as they lie in a file. Frames and part tables are checked, parts are not yet.
@@ -114,6 +117,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         match job {
             ReadJob::Entries { from, reply } => drop(reply.send(read_chunk(&shared, from).await)),
             ReadJob::Body { entry, part, reply } => drop(reply.send(read_body(&shared, entry, part).await)),
+            ReadJob::Scrub(ScrubJob { place, budget, reply }) => {
+                drop(reply.send(scrub::scrub(&shared, place, budget).await));
+            }
         }
     }
 }

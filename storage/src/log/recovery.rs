@@ -394,7 +394,7 @@ pub(crate) fn fold(
 }
 
 /// Returns from which index on a frame leaves no entries: a truncation, or a purge beyond the last entry.
-fn dead_from(state: &HardState, frame: &Frame) -> Option<u64> {
+pub(crate) fn dead_from(state: &HardState, frame: &Frame) -> Option<u64> {
     let id = frame.head.id;
     let next = state.last.map_or(0, |last| last.index + 1);
     match frame.head.kind {

@@ -19,6 +19,7 @@ use crate::fs::MemoryDisk;
 use crate::{EntryKind, Parts};
 
 mod crashes;
+mod damage;
 mod faults;
 mod reads;
 mod real;

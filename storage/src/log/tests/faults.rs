@@ -336,7 +336,7 @@ fn a_bit_flipped_on_its_way_to_the_disk_is_found_by_the_check() {
         world.run(log.append_synced(entries(1, index..index + 1, 300))).unwrap();
     }
     let report = world.run(check(Arc::new(disk.copy()), &dir())).unwrap();
-    assert!(report.findings.iter().any(|finding| !finding.torn && finding.what.contains("flushed")), "{report:?}");
+    assert!(report.findings.iter().any(|finding| !finding.torn && finding.what.contains("checksum")), "{report:?}");
     world.crash();
     let found = Bench::try_on(disk.process_crash(), small()).and_then(|bench| bench.run(bench.log.all()));
     assert!(found.is_err_and(|error| error.is_damage()));
