@@ -17,6 +17,7 @@ use crate::error::PeerError;
 pub(crate) mod client;
 pub mod frame;
 pub mod memory;
+mod window;
 
 /// What is sent in one piece.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
