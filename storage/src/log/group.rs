@@ -68,6 +68,11 @@ impl Gathered {
         }
     }
 
+    /// Returns whether there is nothing in it that a mark need follow.
+    pub(crate) fn is_only_mark(&self) -> bool {
+        self.frames.iter().all(|placed| matches!(placed.frame.head.kind, Kind::State | Kind::Mark | Kind::Committed))
+    }
+
     pub(crate) fn push(&mut self, frame: Frame, epoch: Option<u64>) {
         let checksum = frame.encode_head(&mut self.small);
         self.checksums = crc32c::crc32c_append(self.checksums, &checksum.to_le_bytes());

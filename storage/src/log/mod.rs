@@ -2,7 +2,8 @@
 //!
 //! An append-only sequence of entries and hard state in segment files. One task, the writer, takes everything
 //! that waits in the inbox, writes it as one group and syncs once; so a vote, an append, a truncation and a
-//! purge have one order, and nothing is answered before it is on the disk. Bodies are written once and read
+//! purge have one order, and nothing is answered before it is on the disk, unless it is told to flush now and then
+//! ([`Flush`]). Bodies are written once and read
 //! from where they lie; the newest stay in memory. Nothing is ever cut from a file but what a crash tore.
 //!
 //! Start reading in `frame.rs`, then `writer.rs`, then `recovery.rs`. The log does not decide what
@@ -17,6 +18,7 @@ use kubemq_runtime::sync::{oneshot, watch};
 use kubemq_runtime::{OnFailure, Runtime};
 use parking_lot::Mutex;
 
+mod behind;
 pub mod entry;
 mod frame;
 mod group;
@@ -44,7 +46,7 @@ pub use salvage::{Finding, Report, Salvage, check};
 pub use scrub::{ScrubDamage, ScrubPlace, Scrubbed};
 pub use stats::{CLASSES, Stats};
 pub use stretch::{Moment, PartsRead};
-pub use types::{Body, Options, PartRead, SegmentInfo, State};
+pub use types::{Body, Flush, Options, PartRead, SegmentInfo, State};
 
 use self::entry::{Entry, LogId, Vote};
 use self::frame::{Frame, Kind};

@@ -154,7 +154,8 @@ pub(crate) struct Rest {
     pub(crate) dirty: bool,
 }
 
-/// Searches the file behind `end` for a group, and for any byte that is not zero.
+/// Searches the file behind `end` for a group that was written after something there had been flushed, and for any
+/// byte that is not zero.
 pub(crate) async fn look_behind(window: &mut Window<'_>, number: u64, end: u64, sequence: u64) -> Result<Rest, Error> {
     let mut rest = Rest { group: None, dirty: false };
     let mut at = end;
@@ -175,7 +176,8 @@ pub(crate) async fn look_behind(window: &mut Window<'_>, number: u64, end: u64, 
                 let place = page * 4096 + place;
                 let offset = at + place as u64;
                 let head = &chunk[place..chunk.len().min(place + GROUP_HEAD)];
-                if offset > end && Group::decode(head, number, offset).is_some_and(|group| group.sequence >= sequence) {
+                let is_later = |group: Group| group.sequence >= sequence && group.synced_to > end;
+                if offset > end && Group::decode(head, number, offset).is_some_and(is_later) {
                     rest.group = Some(offset);
                     return Ok(rest);
                 }

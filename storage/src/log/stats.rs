@@ -25,6 +25,8 @@ pub struct Stats {
     pub tail_bytes: u64,
     /// Reads that went to a file.
     pub file_reads: u64,
+    /// Bytes of groups that are written and not flushed yet.
+    pub unflushed_bytes: u64,
     /// How many fdatasyncs took less than 2^n microseconds, and not less than half of it.
     pub fdatasync_latency: [u64; CLASSES],
     /// How long all of them took together, in nanoseconds.
@@ -41,6 +43,7 @@ pub(crate) struct Counts {
     pub(crate) fdatasyncs: AtomicU64,
     pub(crate) marks: AtomicU64,
     pub(crate) file_reads: AtomicU64,
+    pub(crate) unflushed: AtomicU64,
     latency: [AtomicU64; CLASSES],
     latency_nanos: AtomicU64,
 }
@@ -68,6 +71,7 @@ impl Counts {
             fdatasyncs: read(&self.fdatasyncs),
             marks: read(&self.marks),
             tail_bytes,
+            unflushed_bytes: read(&self.unflushed),
             file_reads: read(&self.file_reads),
             fdatasync_nanos: read(&self.latency_nanos),
             fdatasync_latency: std::array::from_fn(|class| read(&self.latency[class])),

@@ -177,7 +177,7 @@ impl World {
 }
 
 pub(super) fn small() -> Options {
-    Options { segment_bytes: 2048, tail_cache_bytes: 1024, group_bytes: 1024, reserve_bytes: 0 }
+    Options { segment_bytes: 2048, tail_cache_bytes: 1024, group_bytes: 1024, ..Options::default() }
 }
 
 pub(super) fn dir() -> PathBuf {

@@ -1,5 +1,7 @@
 //! What callers of the log hand in and get back.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::entry::{LogId, Vote};
@@ -16,12 +18,32 @@ pub struct Options {
     /// With less than this free, or a twentieth of the disk when that is less, but never less than four segments,
     /// [the disk is nearly full](super::Log::is_nearly_full). Zero: it never is.
     pub reserve_bytes: u64,
+    /// When what was written is flushed.
+    pub flush: Flush,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, tail_cache_bytes: 64 << 20, group_bytes: 4 << 20, reserve_bytes: 0 }
+        Self {
+            segment_bytes: 64 << 20,
+            tail_cache_bytes: 64 << 20,
+            group_bytes: 4 << 20,
+            reserve_bytes: 0,
+            flush: Flush::Group,
+        }
     }
+}
+
+/// When what was written is flushed to the disk, and with that what an answer promises.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Flush {
+    /// Each group before it is answered: what was answered survives the loss of power.
+    #[default]
+    Group,
+    /// Entries at the latest after this time, if the disk keeps up; everything else before it is answered. What was
+    /// answered survives the process, and the loss of power may take the entries of this time: "synced" then means
+    /// written, here and in what the log reports.
+    Interval(Duration),
 }
 
 /// What a log holds.

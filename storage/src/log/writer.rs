@@ -1,5 +1,5 @@
 //! The one task that writes the log: it takes everything that waits, writes it as one group, syncs once,
-//! and answers in order.
+//! and answers in order. When it may answer before it syncs is decided in [`behind`](super::behind).
 //!
 //! It never goes on after a failed write or sync: what the disk then holds is in doubt, so every pending
 //! and every later request gets the error, and the next open cuts the log at the last synced position.
@@ -8,13 +8,15 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kubemq_runtime::Instant;
 use kubemq_runtime::sync::oneshot;
+use kubemq_runtime::{Instant, OnFailure};
 
+use super::behind::{Behind, Place};
 use super::frame::{Frame, GROUP_HEAD, Group, Kind};
 use super::group::{Gathered, Item, Placed, mark};
 use super::hard_state::HardState;
@@ -44,7 +46,8 @@ pub(crate) struct Writer {
     items: VecDeque<Item>,
     /// When the last group was written that no mark follows.
     unmarked: Option<Instant>,
-    idle: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    behind: Behind,
+    timer: Option<(Instant, Pin<Box<dyn Future<Output = ()> + Send>>)>,
 }
 
 /// Ends the log's other tasks, and refuses later commands, however the writer ends.
@@ -61,8 +64,9 @@ impl Drop for EndsLog {
 impl Writer {
     pub(crate) fn new(shared: Arc<Shared>, recovered: (HardState, u64, Option<Active>, u64)) -> Self {
         let (state, sequence, active, newest) = recovered;
+        let behind = Behind::new(shared.options.flush, active.as_ref().map_or(HEADER as u64, |active| active.offset));
         let (items, unmarked) = (VecDeque::new(), None);
-        Self { shared, state, sequence, active, newest, spare: None, items, unmarked, idle: None }
+        Self { shared, state, sequence, active, newest, spare: None, items, unmarked, behind, timer: None }
     }
 
     /// Serves the inbox until no handle of the log is left, it is closed, or the disk fails.
@@ -73,7 +77,12 @@ impl Writer {
         loop {
             match self.wait(&mut commands).await {
                 Woken::Commands => self.take(&mut commands),
-                Woken::Idle => self.items.push_back(mark()),
+                Woken::Timer => self.on_timer(),
+                Woken::Flushed(flushed) => {
+                    if let Err(error) = self.flushed(flushed) {
+                        return self.fail(error).await;
+                    }
+                }
                 Woken::Abandoned => break,
             }
             while !self.items.is_empty() {
@@ -111,30 +120,70 @@ impl Writer {
     }
 
     async fn wait(&mut self, commands: &mut Vec<Command>) -> Woken {
-        loop {
-            let (shared, clock) = (&self.shared, &self.shared.clock);
-            let idle = &mut self.idle;
-            let unmarked = self.unmarked;
-            let woken = std::future::poll_fn(|cx| {
-                match shared.inbox.poll_take(cx, commands) {
-                    Poll::Ready(true) => return Poll::Ready(Some(Woken::Commands)),
-                    Poll::Ready(false) => return Poll::Ready(Some(Woken::Abandoned)),
-                    Poll::Pending => {}
-                }
-                let Some(written) = unmarked else { return Poll::Pending };
-                // One timer serves many groups: under load it is made ten times a second.
-                let timer = idle.get_or_insert_with(|| clock.sleep_until(written + IDLE));
-                timer.as_mut().poll(cx).map(|()| None)
-            })
-            .await;
-            if let Some(woken) = woken {
-                return woken;
+        let (shared, behind, timer) = (&self.shared, &mut self.behind, &mut self.timer);
+        let due = if behind.is_behind() { behind.due() } else { self.unmarked.map(|written| written + IDLE) };
+        std::future::poll_fn(|cx| {
+            match shared.inbox.poll_take(cx, commands) {
+                Poll::Ready(true) => return Poll::Ready(Woken::Commands),
+                Poll::Ready(false) => return Poll::Ready(Woken::Abandoned),
+                Poll::Pending => {}
             }
-            self.idle = None;
-            if unmarked.is_some_and(|written| self.shared.clock.now().since(written) >= IDLE) {
-                return Woken::Idle;
+            if let Poll::Ready(flushed) = behind.poll_flushed(cx) {
+                return Poll::Ready(Woken::Flushed(flushed));
             }
+            let Some(due) = due else { return Poll::Pending };
+            // One timer serves many groups: under load it is made ten times a second.
+            if timer.as_ref().is_none_or(|(until, _)| *until > due) {
+                *timer = Some((due, shared.clock.sleep_until(due)));
+            }
+            let Some((_, sleep)) = timer else { return Poll::Pending };
+            ready!(sleep.as_mut().poll(cx));
+            *timer = None;
+            Poll::Ready(Woken::Timer)
+        })
+        .await
+    }
+
+    /// Does what is due.
+    fn on_timer(&mut self) {
+        let now = self.shared.clock.now();
+        if self.behind.due().is_some_and(|due| due <= now) {
+            self.flush_behind();
+        } else if self.unmarked.is_some_and(|written| now.since(written) >= IDLE) && !self.behind.is_behind() {
+            self.items.push_back(mark());
         }
+    }
+
+    /// Ends and begins flushes while the writer never waits.
+    fn look_after_flush(&mut self, now: Instant) -> Result<(), Error> {
+        if let Poll::Ready(flushed) = self.behind.poll_flushed(&mut Context::from_waker(Waker::noop())) {
+            self.flushed(flushed)?;
+        }
+        if self.behind.due().is_some_and(|due| due <= now) {
+            self.flush_behind();
+        }
+        Ok(())
+    }
+
+    /// Flushes what was written up to here, while more is written.
+    fn flush_behind(&mut self) {
+        let Some(active) = &self.active else { return };
+        let (file, clock) = (Arc::clone(&active.file), self.shared.clock.clone());
+        let flush = self.shared.tasks.dedicated("log-flush", OnFailure::Log, async move {
+            let started = clock.now();
+            file.sync_data().await.map(|()| clock.now().since(started))
+        });
+        self.behind.begin((active.number, active.offset), flush);
+    }
+
+    fn flushed(&mut self, flushed: Result<(Duration, Place), Error>) -> Result<(), Error> {
+        let (took, (number, upto)) = flushed?;
+        self.shared.counts.synced(took);
+        if let Some(active) = self.active.as_ref().filter(|active| active.number == number) {
+            self.behind.reached(upto);
+            self.shared.counts.unflushed.store(self.behind.bytes(active.offset), Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Writes one group of what waits. Returns whether the log is closed now.
@@ -224,7 +273,7 @@ impl Writer {
         let head = Group {
             length: u32::try_from(group.length).unwrap_or(u32::MAX),
             frames: u32::try_from(group.frames.len()).unwrap_or(u32::MAX),
-            synced_to: active.offset,
+            synced_to: self.behind.flushed,
             sequence: self.sequence,
             checksums: group.checksums,
         };
@@ -251,10 +300,21 @@ impl Writer {
             group.pieces.push(Bytes::from_static(&PAGE).slice(..to_page_end(end)));
         }
         active.file.write_at(offset, &group.pieces).await?;
+        let end = active.offset + GROUP_HEAD as u64 + group.length;
+        if self.behind.is_allowed(group) {
+            let now = self.shared.clock.now();
+            if !group.is_only_mark() {
+                self.behind.wrote(now);
+            }
+            self.publish(group, now);
+            return self.look_after_flush(now);
+        }
+        self.behind.finish().await?;
         let started = self.shared.clock.now();
         active.file.sync_data().await?;
         let now = self.shared.clock.now();
         self.shared.counts.synced(now.since(started));
+        self.behind.caught_up(end);
         self.publish(group, now);
         Ok(())
     }
@@ -268,16 +328,14 @@ impl Writer {
         let start = active.offset + GROUP_HEAD as u64;
         active.offset = start + group.length;
         self.sequence += 1;
-        let only_mark = group
-            .frames
-            .iter()
-            .all(|placed| matches!(placed.frame.head.kind, Kind::State | Kind::Mark | Kind::Committed));
+        let only_mark = group.is_only_mark();
         self.unmarked = (!only_mark).then_some(now);
         let counts = &self.shared.counts;
         Counts::add(&counts.groups, 1);
         Counts::add(&counts.marks, u64::from(only_mark));
         Counts::add(&counts.frames, group.frames.len() as u64);
         Counts::add(&counts.bytes, group.bytes);
+        counts.unflushed.store(self.behind.bytes(active.offset), Ordering::Relaxed);
         let mut index = self.shared.index.lock();
         let mut entries = 0;
         for Placed { frame, at, epoch } in &group.frames {
@@ -351,7 +409,7 @@ impl Writer {
         let head = Group {
             length: u32::try_from(group.length).unwrap_or(u32::MAX),
             frames: 1,
-            synced_to: offset,
+            synced_to: self.behind.flushed,
             sequence: self.sequence,
             checksums: group.checksums,
         };
@@ -364,6 +422,7 @@ impl Writer {
         file.write_at(offset, &group.pieces).await?;
         let trailer = segment::trailer(number, offset);
         file.write_at(segment::trailer_at(file.len().await?, end), &[trailer]).await?;
+        self.behind.finish().await?;
         let started = self.shared.clock.now();
         file.sync_data().await?;
         self.shared.counts.synced(self.shared.clock.now().since(started));
@@ -372,6 +431,7 @@ impl Writer {
         Counts::add(&self.shared.counts.bytes, end - offset);
         self.sequence += 1;
         self.active = None;
+        self.behind = Behind::new(self.shared.options.flush, HEADER as u64);
         if let Some(segment) = self.shared.index.lock().segments.get_mut(&number) {
             segment.sealed = true;
         }
@@ -423,7 +483,7 @@ impl Writer {
     async fn fail(mut self, error: Error) {
         tracing::error!(error = %kubemq_runtime::chain(&error), "the log has failed and takes nothing more");
         if let Some(active) = &self.active {
-            let offset = if active.offset == HEADER as u64 { 0 } else { active.offset };
+            let offset = if active.offset == HEADER as u64 { 0 } else { self.behind.flushed };
             leave_note(&self.shared, Note { number: active.number, offset }).await;
         }
         self.shared.failure.send(Some(error.clone()));
@@ -440,7 +500,8 @@ fn to_page_end(offset: u64) -> usize {
 /// Why the writer goes on.
 enum Woken {
     Commands,
-    Idle,
+    Timer,
+    Flushed(Result<(Duration, Place), Error>),
     Abandoned,
 }
 

@@ -46,7 +46,7 @@ fn each_part_of_each_entry_comes_back_from_the_files() {
 
 #[test]
 fn who_reads_in_order_asks_the_disk_once_a_mebibyte() {
-    let options = Options { segment_bytes: 64 << 20, tail_cache_bytes: 0, group_bytes: 1 << 20, reserve_bytes: 0 };
+    let options = Options { segment_bytes: 64 << 20, tail_cache_bytes: 0, group_bytes: 1 << 20, ..Options::default() };
     let bench = filled(options, 8192, 1024).restart(options);
     let before = bench.log.stats().file_reads;
     for index in 1..=8192 {
@@ -83,7 +83,7 @@ fn below_the_purge_point_parts_are_readable_and_entries_are_not() {
 
 #[test]
 fn positions_are_sparse() {
-    let options = Options { segment_bytes: 4 << 20, tail_cache_bytes: 0, group_bytes: 1 << 20, reserve_bytes: 0 };
+    let options = Options { segment_bytes: 4 << 20, tail_cache_bytes: 0, group_bytes: 1 << 20, ..Options::default() };
     let bench = filled(options, 8192, 1024);
     let samples = bench.log.0.shared.index.lock().positions.len();
     assert!((130..160).contains(&samples), "{samples} samples of 9 MiB");
@@ -96,7 +96,7 @@ fn positions_are_sparse() {
 
 #[test]
 fn what_was_read_ahead_of_a_truncation_is_forgotten() {
-    let options = Options { segment_bytes: 1 << 20, tail_cache_bytes: 0, group_bytes: 1024, reserve_bytes: 0 };
+    let options = Options { segment_bytes: 1 << 20, tail_cache_bytes: 0, group_bytes: 1024, ..Options::default() };
     let bench = filled(options, 64, 100).restart(options);
     assert_eq!(bench.run(bench.log.all()).unwrap().len(), 64);
     bench.run(bench.log.truncate_after(Some(id(1, 30)))).unwrap();

@@ -12,7 +12,7 @@ async fn many_tasks_append_and_read_and_all_is_there_after_a_restart() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("log/0");
     let options =
-        Options { segment_bytes: 256 << 10, tail_cache_bytes: 64 << 10, group_bytes: 64 << 10, reserve_bytes: 0 };
+        Options { segment_bytes: 256 << 10, tail_cache_bytes: 64 << 10, group_bytes: 64 << 10, ..Options::default() };
     let log = open_real(&dir, options).await;
     log.save_node_id(5).await.unwrap();
     let reader = {

@@ -40,6 +40,40 @@ fn one_group_of_many_requests_is_one_fdatasync() {
 }
 
 #[test]
+fn entries_are_answered_before_they_are_flushed_now_and_then() {
+    let interval = std::time::Duration::from_millis(500);
+    let options = Options { flush: Flush::Interval(interval), ..Options::default() };
+    let bench = Bench::new(options);
+    bench.run(bench.log.append_synced(entries(1, 1..2, 10))).unwrap();
+    let before = bench.disk.counters().syncs;
+    for index in 2..12 {
+        bench.run(bench.log.append_synced(entries(1, index..index + 1, 100))).unwrap();
+    }
+    let last = |disk: MemoryDisk| Bench::on(disk, options).log.state().last;
+    // The least of what may be left.
+    let power_lost = || (0..50).map(|seed| last(bench.disk.power_loss(&Random::from_seed(seed)))).min().unwrap();
+    assert_eq!(bench.disk.counters().syncs, before);
+    assert!(bench.log.stats().unflushed_bytes > 1000);
+    assert_eq!(last(bench.disk.process_crash()), Some(id(1, 11)), "the process takes nothing with it");
+    assert_eq!(power_lost(), Some(id(1, 1)), "the power takes what was not flushed");
+
+    let clock = bench.world.runtime().clock;
+    bench.run(clock.sleep(interval + std::time::Duration::from_millis(10)));
+    assert_eq!(bench.disk.counters().syncs, before + 1);
+    assert_eq!((bench.log.stats().unflushed_bytes, power_lost()), (0, Some(id(1, 11))));
+    // A mark is all that follows.
+    bench.run(clock.sleep(std::time::Duration::from_secs(60)));
+    assert_eq!((bench.disk.counters().syncs, bench.log.stats().marks), (before + 1, 1));
+
+    bench.run(bench.log.append_synced(entries(1, 12..13, 100))).unwrap();
+    bench.run(bench.log.save_vote(Vote { term: 2, node: 1, committed: false })).unwrap();
+    assert_eq!(power_lost(), Some(id(1, 12)), "a vote takes with it what stands before it");
+    bench.run(bench.log.append_synced(entries(2, 13..14, 100))).unwrap();
+    bench.run(bench.log.close()).unwrap();
+    assert_eq!(power_lost(), Some(id(2, 13)), "and so does the end");
+}
+
+#[test]
 fn an_idle_log_writes_one_mark_and_then_nothing() {
     let bench = Bench::new(small());
     bench.run(bench.log.append_synced(entries(1, 1..2, 10))).unwrap();
