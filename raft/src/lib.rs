@@ -32,6 +32,7 @@ mod watch;
 
 pub use batch::{Batch, Envelope, Origin};
 pub use error::{Error, PeerError, Refused, Unavailable};
+pub use machine::snapshot_index;
 pub use network::Peers;
 pub use node::{Node, start};
 pub use openraft::AsyncRuntime;

@@ -74,6 +74,12 @@ impl Meta {
     }
 }
 
+/// Returns the last entry that a snapshot covers, from what stands in the file beside the state.
+#[must_use]
+pub fn snapshot_index(meta: &Bytes) -> Option<u64> {
+    Meta::decode(meta.clone()).ok().map(|meta| meta.index())
+}
+
 fn decode_id(bytes: &mut Bytes) -> Result<Option<LogId>, Malformed> {
     let some = bytes.try_get_u8()? == 1;
     let id = kubemq_storage::LogId {
@@ -119,6 +125,8 @@ pub(crate) struct Facts {
     /// Transfers that are running, and the index of their snapshots.
     pub(crate) leases: BTreeMap<u64, u64>,
     pub(crate) next_lease: u64,
+    /// Parts that the last snapshot refers to and that are in no file here.
+    pub(crate) missing: u64,
 }
 
 /// The machine, and how far it is.

@@ -280,6 +280,13 @@ impl Node {
         self.0.engine.status()
     }
 
+    /// Returns how many parts of entries the state referred to that were in no file here, when it was last looked: at the
+    /// start, and with each snapshot.
+    #[must_use]
+    pub fn missing_bodies(&self) -> u64 {
+        self.0.shared.facts.lock().missing
+    }
+
     /// Returns whether this node leads and a majority confirmed that within the lease. Cheap: for each poll.
     #[must_use]
     pub fn has_lease(&self) -> bool {

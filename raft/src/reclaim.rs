@@ -26,6 +26,16 @@ pub(crate) struct Marks {
     /// Segments in which nothing lives.
     dead: Vec<SegmentInfo>,
     sparse: Vec<Sparse>,
+    /// Parts that live and are in no file here.
+    missing: Missing,
+}
+
+/// Parts that are not where they must be.
+#[derive(Clone, Copy, Default)]
+struct Missing {
+    parts: u64,
+    /// The entry and the part of the first.
+    first: Option<(u64, u16)>,
 }
 
 /// A segment in which little lives, and what.
@@ -40,26 +50,41 @@ impl Marks {
     pub(crate) async fn of(shared: &Shared, upto: u64, source: Box<dyn SnapshotSource>) -> Result<Self, Error> {
         let log = shared.log.clone();
         let marked = shared.runtime.tasks.compute("snapshot-mark", move || Self::mark(&log, upto, &*source));
-        marked.await.map_err(|_| Error::Stopped("marking what lives panicked".to_owned()))
+        let marks: Self = marked.await.map_err(|_| Error::Stopped("marking what lives panicked".to_owned()))?;
+        let known = std::mem::replace(&mut shared.facts.lock().missing, marks.missing.parts);
+        if let Some((entry, part)) = marks.missing.first.filter(|_| marks.missing.parts > known) {
+            let bodies = marks.missing.parts;
+            tracing::error!(bodies, entry, part, "bodies of stored messages are in no file here; this is the first");
+        }
+        Ok(marks)
     }
 
     fn mark(log: &Log, upto: u64, source: &dyn SnapshotSource) -> Self {
         let segments = as_the_next_counts_on(log.segments());
         let mut census: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut missing = Missing::default();
         for (segment, living) in places(log, source.living()) {
-            *census.entry(segment).or_default() += u64::from(living.count);
+            match segment {
+                Some(segment) => *census.entry(segment).or_default() += u64::from(living.count),
+                None => {
+                    missing.parts += u64::from(living.count);
+                    missing.first.get_or_insert((living.entry, living.first));
+                }
+            }
         }
         let (dead, mut sparse) = decide(segments, upto, &census);
         let numbers: BTreeMap<u64, usize> =
             sparse.iter().enumerate().map(|(place, sparse)| (sparse.segment.number, place)).collect();
         if !numbers.is_empty() {
             for (segment, living) in places(log, source.living()) {
-                if let Some(sparse) = numbers.get(&segment).and_then(|place| sparse.get_mut(*place)) {
+                if let Some(sparse) =
+                    segment.and_then(|segment| numbers.get(&segment)).and_then(|place| sparse.get_mut(*place))
+                {
                     sparse.living.push(living);
                 }
             }
         }
-        Self { dead, sparse }
+        Self { dead, sparse, missing }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -91,8 +116,8 @@ fn is_purged(segment: &SegmentInfo, purged: u64) -> bool {
     segment.bodies_only || segment.last.unwrap_or(0) <= purged
 }
 
-/// Splits runs where they lie in several segments, and names the segment of each. What is not here is left out.
-fn places(log: &Log, living: impl Iterator<Item = Living>) -> impl Iterator<Item = (u64, Living)> {
+/// Splits runs where they lie in several segments, and names the segment of each, where it is here.
+fn places(log: &Log, living: impl Iterator<Item = Living>) -> impl Iterator<Item = (Option<u64>, Living)> {
     living.flat_map(move |run| {
         let mut rest = run;
         std::iter::from_fn(move || {
@@ -105,7 +130,6 @@ fn places(log: &Log, living: impl Iterator<Item = Living>) -> impl Iterator<Item
             rest.count -= together;
             Some((segment, here))
         })
-        .filter_map(|(segment, here)| segment.map(|segment| (segment, here)))
     })
 }
 

@@ -76,4 +76,4 @@ impl Damage {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

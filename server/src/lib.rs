@@ -17,5 +17,6 @@ pub mod live;
 pub mod metrics;
 pub mod node;
 mod replica;
+pub mod scrub;
 pub mod serve;
 pub mod telemetry;

@@ -21,6 +21,7 @@ use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, Me
 use self::live::LiveNumbers;
 use crate::grpc::Ingest;
 use crate::node::Node;
+use crate::scrub::ScrubStats;
 
 /// Channels that are listed by name; the others are summed up under one name, or a scrape would grow with them.
 const CHANNELS: usize = 1_000;
@@ -79,6 +80,8 @@ struct Numbers {
     ingest: u64,
     ingest_waiting: u64,
     passed_over: u64,
+    missing: u64,
+    scrub: ScrubStats,
     log: LogStats,
     log_bytes: u64,
     free_bytes: u64,
@@ -115,6 +118,8 @@ impl Metrics {
             numbers.in_flight = as_u64(gateway.in_flight());
             (numbers.ingest, numbers.ingest_waiting) = (as_u64(ingest.used()), as_u64(ingest.waiting()));
             numbers.passed_over = gateway.passed_over();
+            numbers.missing = raft.missing_bodies();
+            numbers.scrub = gateway.scrubber().stats();
             numbers.log = log.stats();
             let segments = log.segments();
             numbers.segments = as_u64(segments.len());
@@ -190,6 +195,15 @@ impl Numbers {
                 "stored messages that could not be read here and were passed over",
                 &[],
                 self.passed_over,
+            ),
+            gauge("kubemq_missing_bodies", "stored messages whose bodies are in no file here", &[], self.missing),
+            counter("kubemq_scrub_read_bytes_total", "bytes that were read again and checked", &[], self.scrub.bytes),
+            gauge("kubemq_scrub_damaged", "damaged places that the scrubber knows of", &[], self.scrub.damaged),
+            gauge(
+                "kubemq_scrub_last_pass_seconds",
+                "when everything had last been read again, since 1970; 0: not yet",
+                &[],
+                self.scrub.last_pass,
             ),
             gauge("kubemq_timers", "messages that wait for their delay", &[], self.timers),
             gauge("kubemq_index_memory_bytes", "memory of the index of messages", &[], self.index_memory),

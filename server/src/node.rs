@@ -25,6 +25,7 @@ use crate::gateway::{Gateway, Outbox, Parts, keep_places, trim_what_is_old};
 use crate::index_feed::IndexFeed;
 use crate::live::{self, Live};
 use crate::replica::Replica;
+use crate::scrub::{Pace, scrub_now_and_then};
 
 /// How long a stopping node waits for what was submitted to be committed.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -53,6 +54,8 @@ pub struct Options {
     pub retention: Retention,
     /// Limits of the replicated state.
     pub state: Limits,
+    /// How fast and how often what is stored is read again.
+    pub scrub: Pace,
 }
 
 /// How a node comes to be part of a group.
@@ -158,6 +161,10 @@ impl Node {
             runtime.tasks.spawn("timers", OnFailure::StopNode, release_when_due(gateway.clone())).abort_on_drop(),
             runtime.tasks.spawn("places", OnFailure::StopNode, keep_places(gateway.clone())).abort_on_drop(),
             runtime.tasks.spawn("retention", OnFailure::StopNode, trim_what_is_old(gateway.clone())).abort_on_drop(),
+            runtime
+                .tasks
+                .spawn("scrub", OnFailure::Log, scrub_now_and_then(gateway.clone(), options.scrub))
+                .abort_on_drop(),
             runtime.tasks.spawn("index-feed", OnFailure::Log, feed.rebuild_when_empty(gateway.clone())).abort_on_drop(),
         ];
         match options.formation {
@@ -246,6 +253,7 @@ mod tests {
             live: live::Limits::default(),
             retention: Retention::default(),
             state: Limits::default(),
+            scrub: Pace::default(),
         }
     }
 

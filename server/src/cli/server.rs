@@ -65,6 +65,11 @@ impl Server {
             Ok(()) => ExitCode::SUCCESS,
             Err(stopped) => {
                 output::note(format_args!("error: {}", chain(&stopped)));
+                if matches!(stopped, Stopped::Start(_)) && !stopped.is_refusal() {
+                    output::note(format_args!(
+                        "`kubemq doctor` says what is wrong with the files and saves what they hold"
+                    ));
+                }
                 exit_code(&stopped)
             }
         }

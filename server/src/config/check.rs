@@ -11,6 +11,7 @@ use super::load::{Origin, Problem, Raw};
 use super::{Api, Config, Grpc, Invalid, LogFormat, Logging, Memory, Setting, retention};
 use crate::gateway::retention::{Keep, Retention};
 use crate::live;
+use crate::scrub::Pace;
 
 /// Returns the configuration that `raw` means. `machine` is the name of the machine.
 pub(super) fn check(raw: Raw, machine: &str) -> Result<Config, Invalid> {
@@ -65,6 +66,11 @@ impl Checked {
             host,
             data,
             segment_bytes: self.number(&keys::SEGMENT),
+            snapshot_idle: Duration::from_secs(self.number(&keys::SNAPSHOT_IDLE)),
+            scrub: Pace {
+                bytes_per_second: self.number(&keys::SCRUB),
+                every: Duration::from_secs(self.number(&keys::SCRUB_EVERY)),
+            },
             grpc: Grpc {
                 address: self.address(&keys::GRPC_BIND, &keys::GRPC_PORT),
                 body_limit: self.size(&keys::GRPC_BODY),
@@ -180,6 +186,8 @@ mod tests {
         assert_eq!(config.queue, QueueLimits::default());
         assert_eq!(config.live, live::Limits::default());
         assert_eq!(config.retention, Retention::default());
+        assert_eq!(config.scrub, Pace::default());
+        assert_eq!(config.snapshot_idle, kubemq_raft::Options::new(0).snapshot_idle);
         assert_eq!(config.log, Logging { level: "info".to_owned(), format: LogFormat::Auto });
         assert_eq!(config.grace, Duration::from_secs(10));
         assert!(config.settings.iter().all(|setting| setting.origin == Origin::Default));
@@ -215,6 +223,10 @@ mod tests {
         }
         assert_eq!(with(&[("LIMITS_TAIL_CACHE", "1GiB")]).unwrap().memory.tail_cache_bytes, 1 << 30);
         assert_eq!(with(&[("LIMITS_INGEST", "1GiB")]).unwrap().memory.ingest_bytes, 1 << 30);
+        let paced =
+            with(&[("LIMITS_SCRUB", "0"), ("STORE_SCRUB_INTERVAL", "7"), ("STORE_SNAPSHOT_IDLE", "8")]).unwrap();
+        assert_eq!(paced.scrub, Pace { bytes_per_second: 0, every: Duration::from_secs(7) });
+        assert_eq!(paced.snapshot_idle, Duration::from_secs(8));
         assert_eq!(with(&[("LIMITS_INDEX", "2GiB")]).unwrap().memory.index_bytes, 2 << 30);
         let kept = with(&[("STORE_MAX_RETENTION", "5"), ("STORE_MAX_MESSAGES", "6"), ("STORE_MAX_QUEUE_SIZE", "7")]);
         let keep = Keep { age: Some(Duration::from_secs(300)), events: Some(6), bytes: Some(7) };

@@ -118,6 +118,30 @@ pub static SEGMENT: Key = Key {
     since: "0.1",
 };
 
+/// How long after the last write a snapshot is written.
+pub static SNAPSHOT_IDLE: Key = Key {
+    name: "store.snapshotIdle",
+    aliases: &[],
+    env: &["STORE_SNAPSHOT_IDLE"],
+    kind: Kind::Number { min: 1, max: 3600, unit: "seconds" },
+    default: "60",
+    doc: "How long after the last write a snapshot of the index is written, which lets the next start read less of the \
+          log and room on the disk be given back. Under load it is written whenever the log has grown enough.",
+    since: "0.1",
+};
+
+/// How often everything that is stored is read again.
+pub static SCRUB_EVERY: Key = Key {
+    name: "store.scrubInterval",
+    aliases: &[],
+    env: &["STORE_SCRUB_INTERVAL"],
+    kind: Kind::Number { min: 1, max: 366 * 24 * 3600, unit: "seconds" },
+    default: "86400",
+    doc: "Time between two passes over the files of the log in which every byte is read and checked. The first begins \
+          five minutes after the start, or earlier when this is less.",
+    since: "0.1",
+};
+
 /// What an acknowledgement promises.
 pub static DURABILITY: Key = Key {
     name: "durability",
@@ -377,6 +401,18 @@ pub static FREE_DISK: Key = Key {
     since: "0.1",
 };
 
+/// Bytes a second at which the disk is read again.
+pub static SCRUB: Key = Key {
+    name: "limits.scrub",
+    aliases: &[],
+    env: &["LIMITS_SCRUB"],
+    kind: Kind::Bytes { min: 0, max: GIB },
+    default: "4MiB",
+    doc: "Bytes a second at which the files of the log are read and checked in the background, a tenth of it while the \
+          disk has other work; 0: never. Damage is logged and shown in the metrics; what can be read is served.",
+    since: "0.1",
+};
+
 /// Bytes that wait for one subscriber.
 pub static SUBSCRIBER: Key = Key {
     name: "limits.subscriber",
@@ -452,6 +488,8 @@ pub static KEYS: &[&Key] = &[
     &HOST,
     &DATA,
     &SEGMENT,
+    &SNAPSHOT_IDLE,
+    &SCRUB_EVERY,
     &DURABILITY,
     &RETENTION,
     &RETENTION_EVENTS,
@@ -476,6 +514,7 @@ pub static KEYS: &[&Key] = &[
     &INGEST,
     &INDEX,
     &FREE_DISK,
+    &SCRUB,
     &SUBSCRIBER,
     &SUBSCRIBERS,
     &PENDING_REQUESTS,

@@ -15,6 +15,7 @@ use kubemq_proto::validate::QueueLimits;
 use self::keys::{Key, Value};
 use crate::gateway::retention::Retention;
 use crate::live;
+use crate::scrub::Pace;
 
 mod check;
 pub mod keys;
@@ -36,6 +37,10 @@ pub struct Config {
     pub data: PathBuf,
     /// The size of one file of the log.
     pub segment_bytes: u64,
+    /// How long after the last write a snapshot is written.
+    pub snapshot_idle: Duration,
+    /// How fast and how often what is stored is read again.
+    pub scrub: Pace,
     /// The gRPC interface.
     pub grpc: Grpc,
     /// The HTTP interface.

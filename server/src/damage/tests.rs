@@ -14,11 +14,12 @@ use crate::gateway::retention::Retention;
 use crate::gateway::{Held, Peeked, Take};
 use crate::live;
 use crate::node::{Doors, Formation, Node, Options};
+use crate::scrub::Pace;
 
 const SOON: Duration = Duration::from_secs(10);
 
 /// A node in memory that keeps no messages in RAM, in files that are full soon.
-async fn start(disk: &MemoryDisk) -> Node {
+pub(crate) async fn start(disk: &MemoryDisk) -> Node {
     let runtime = Runtime::real();
     let index = IndexWriter::start(|| Ok((MemoryIndex::default(), Opening::Fresh)), &runtime);
     let log = kubemq_storage::log::Options { segment_bytes: 32 << 10, tail_cache_bytes: 0, ..Default::default() };
@@ -32,6 +33,7 @@ async fn start(disk: &MemoryDisk) -> Node {
         live: live::Limits::default(),
         retention: Retention::default(),
         state: Limits::default(),
+        scrub: Pace::default(),
     };
     let doors = Doors { runtime, disk: Arc::new(disk.clone()), peers: Arc::new(kubemq_raft::network::NoPeers), index };
     Node::start::<kubemq_raft::TokioRuntime>(options, doors).await.unwrap()

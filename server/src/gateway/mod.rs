@@ -40,6 +40,7 @@ use crate::damage::Damage;
 use crate::desk::Core;
 use crate::live::Live;
 use crate::metrics::Latency;
+use crate::scrub::Scrubber;
 
 use self::retention::Retention;
 
@@ -87,6 +88,7 @@ struct Inner {
     limits: QueueLimits,
     retention: Retention,
     damage: Arc<Damage>,
+    scrubber: Scrubber,
     node: u64,
 }
 
@@ -94,8 +96,10 @@ impl Gateway {
     pub(crate) fn new(parts: Parts) -> Self {
         let (leading, _) = watch::channel(false);
         let Parts { runtime, raft, log, core, outbox, live, limits, retention, node } = parts;
-        let damage = Arc::default();
-        Self(Arc::new(Inner { runtime, raft, log, core, outbox, leading, live, limits, retention, damage, node }))
+        let (damage, scrubber) = (Arc::default(), Scrubber::default());
+        let inner =
+            Inner { runtime, raft, log, core, outbox, leading, live, limits, retention, damage, scrubber, node };
+        Self(Arc::new(inner))
     }
 
     /// Returns the doors of this node.
@@ -226,6 +230,14 @@ impl Gateway {
     #[must_use]
     pub fn digest(&self) -> u64 {
         self.0.core.lock().state.digest()
+    }
+
+    pub(crate) fn log(&self) -> &Log {
+        &self.0.log
+    }
+
+    pub(crate) fn scrubber(&self) -> &Scrubber {
+        &self.0.scrubber
     }
 
     pub(crate) fn with_core<T>(&self, read: impl FnOnce(&mut Core) -> T) -> T {

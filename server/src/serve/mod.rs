@@ -180,11 +180,12 @@ fn options(config: &Config, data: PathBuf) -> Options {
             reserve_bytes: config.memory.free_disk_bytes,
             ..kubemq_storage::log::Options::default()
         },
-        raft: kubemq_raft::Options::new(0),
+        raft: kubemq_raft::Options { snapshot_idle: config.snapshot_idle, ..kubemq_raft::Options::new(0) },
         queue: config.queue.clone(),
         live: config.live.clone(),
         retention: config.retention.clone(),
         state: kubemq_broker::Limits { index_bytes: config.memory.index_bytes, ..kubemq_broker::Limits::default() },
+        scrub: config.scrub,
     }
 }
 

@@ -118,6 +118,7 @@ impl Program for Nodes {
                 live: kubemq_server::live::Limits::default(),
                 retention: kubemq_server::gateway::retention::Retention::default(),
                 state: Limits::default(),
+                scrub: kubemq_server::scrub::Pace::default(),
             };
             let index = IndexWriter::start(|| Ok((MemoryIndex::new(), Opening::Fresh)), &runtime);
             let doors = Doors { runtime: runtime.clone(), disk: Arc::new(disk), peers, index };
