@@ -106,6 +106,15 @@ impl DataDir {
         }
         Ok(Self { _lock: lock(&*disk, &dir).await?, is_new: false })
     }
+
+    /// Takes a directory of which the format cannot be read, to save what it holds. Nothing in it is changed.
+    ///
+    /// # Errors
+    ///
+    /// [`DataDirError::InUse`], and what the disk says.
+    pub async fn open_without_format(disk: Arc<dyn Disk>, dir: PathBuf) -> Result<Self, DataDirError> {
+        Ok(Self { _lock: lock(&*disk, &dir).await?, is_new: false })
+    }
 }
 
 async fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn DirLock>, DataDirError> {

@@ -39,4 +39,4 @@ pub use restore::RestoreError;
 pub use runs::{Run, decode_run_block};
 pub use sequences::Sequences;
 pub use snapshot::Snapshot;
-pub use state::State;
+pub use state::{Delayed, State};

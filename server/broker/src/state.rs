@@ -36,6 +36,19 @@ pub struct State {
     pub(crate) channel_bytes: u64,
 }
 
+/// A delayed message: when it is due, and where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delayed {
+    /// When it is due, in nanoseconds.
+    pub due: u64,
+    /// The channel that it will be stored in.
+    pub channel: ChannelId,
+    /// Entry that carries the body.
+    pub entry: u64,
+    /// Part of that entry.
+    pub part: u16,
+}
+
 /// What one call of `apply` collects.
 #[derive(Debug)]
 pub(crate) struct Applying {
@@ -231,6 +244,17 @@ impl State {
     #[must_use]
     pub fn due(&self, now: u64, max: usize) -> Vec<TimerRef> {
         self.timers.due(now, max)
+    }
+
+    /// All delayed messages whose channel still exists, in no order that means anything.
+    pub fn delayed(&self) -> impl Iterator<Item = Delayed> + '_ {
+        let timers = self.timers.iter().filter(|timer| self.channels.contains_key(&timer.channel));
+        timers.map(|timer| Delayed {
+            due: timer.due,
+            channel: timer.channel,
+            entry: timer.body.entry(),
+            part: timer.body.part(),
+        })
     }
 
     /// When to look at [`State::due`] next: when the first delayed message is due, or earlier while all are far away.

@@ -80,6 +80,26 @@ impl SledIndex {
         }
     }
 
+    /// Looks whether the index in `dir`, which nobody has open, would be kept by the next start, and changes nothing: what
+    /// is opened is a copy, made in `scratch` and removed again. Returns nothing when it is larger than `most` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`IndexError::Io`] when it cannot be copied.
+    pub fn examine(dir: &Path, scratch: &Path, most: u64) -> Result<Option<Opening>, IndexError> {
+        let copy =
+            Self { dir: scratch.to_owned(), options: SledOptions::default(), db: None, blocks: 0, living_bytes: 0 };
+        copy.remove_dir(scratch)?;
+        let copied = copy_dir(dir, scratch, most).map_err(|error| copy.io(&error));
+        let examined = match copied {
+            Ok(true) => Self::open(scratch, SledOptions::default()).map(|(_, opening)| Some(opening)),
+            Ok(false) => Ok(None),
+            Err(error) => Err(error),
+        };
+        copy.remove_dir(scratch)?;
+        examined
+    }
+
     fn open_db(&mut self) -> Result<(), IndexError> {
         let mut tries = 0;
         loop {
@@ -261,6 +281,27 @@ impl Drop for SledIndex {
 #[expect(clippy::disallowed_methods, reason = "sled's threads are outside of every door, and so is waiting for them")]
 fn wait_for_lock() {
     std::thread::sleep(LOCK_WAIT);
+}
+
+/// Copies a directory with all that is in it; returns whether it has no more than `most` bytes.
+fn copy_dir(from: &Path, to: &Path, most: u64) -> std::io::Result<bool> {
+    let mut left = most;
+    let mut dirs = vec![(from.to_owned(), to.to_owned())];
+    while let Some((from, to)) = dirs.pop() {
+        std::fs::create_dir_all(&to)?;
+        for entry in std::fs::read_dir(&from)? {
+            let entry = entry?;
+            let target = to.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                dirs.push((entry.path(), target));
+                continue;
+            }
+            let Some(rest) = left.checked_sub(entry.metadata()?.len()) else { return Ok(false) };
+            left = rest;
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(true)
 }
 
 fn config(dir: &Path, options: &SledOptions) -> sled::Config {

@@ -158,7 +158,8 @@ impl Parts {
     }
 
     /// Returns part `n` when there is one and its bytes fit their checksum.
-    pub(crate) fn get_checked(&self, n: u16) -> Option<Bytes> {
+    #[must_use]
+    pub fn get_checked(&self, n: u16) -> Option<Bytes> {
         let (start, end, checksum) = self.row(n)?;
         (crc32c::crc32c(&self.0[start..end]) == checksum).then(|| self.0.slice(start..end))
     }

@@ -137,6 +137,12 @@ impl Salvage {
         &self.report
     }
 
+    /// Returns the index of the last entry that the log said it had, or its purge point.
+    #[must_use]
+    pub fn last_index(&self) -> Option<u64> {
+        self.state.last.map(|last| last.index)
+    }
+
     /// Returns the first entry at or behind `from` that can be read, but for some of its parts perhaps.
     ///
     /// # Errors

@@ -64,7 +64,14 @@ fn about_speed(speed: &Speed, advice: &mut Vec<String>) {
 
 fn about_files(files: &Files, advice: &mut Vec<String>) {
     let Files::Checked(report) = files else { return };
-    if report.is_damaged() {
+    if report.is_damaged() && report.is_harmless() {
+        advice.push(
+            "What is damaged only makes starts fast and is made anew; nothing stored is lost. Look at the disk's own \
+             health all the same."
+                .to_owned(),
+        );
+    } else if report.is_damaged() {
+        advice.push("`kubemq doctor export` writes down what can still be read.".to_owned());
         advice.push(
             "Stored data is damaged. Do not delete anything: copy the directory first, look at the disk's own health, \
              and do not start a server on it alone. A node of a cluster is replaced by an empty one, which its peers \
@@ -89,7 +96,7 @@ mod tests {
     }
 
     fn found(torn: bool) -> Files {
-        let found = Found { file: "log/1".into(), offset: 3, what: "torn".into(), torn };
+        let found = Found { file: "log/1".into(), offset: 3, what: "torn".into(), torn, harmless: false };
         Files::Checked(FilesReport { findings: vec![found], ..FilesReport::default() })
     }
 

@@ -3,14 +3,20 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use kubemq_broker::Kind;
 use kubemq_runtime::{Runtime, chain};
 use kubemq_storage::Error;
 use kubemq_storage::fs::Disk;
-use kubemq_storage::log;
+use kubemq_storage::index::{Opening, SledIndex};
+use kubemq_storage::log::{self, Salvage};
 use kubemq_storage::snapshot::Snapshots;
 use serde::Serialize;
 
+use super::holdings::{self, Holdings, Tallies, Tally};
 use crate::data_dir::{DataDir, DataDirError};
+
+/// An index that is larger is not copied to be checked.
+const INDEX_BYTES: u64 = 1 << 30;
 
 /// What can be said about the files.
 #[derive(Debug, Serialize)]
@@ -36,6 +42,30 @@ pub(super) struct FilesReport {
     pub(super) snapshots: usize,
     pub(super) whole_snapshots: usize,
     pub(super) findings: Vec<Found>,
+    /// What is to be said of the index.
+    pub(super) index: String,
+    /// What can be read, by kind.
+    pub(super) holds: Vec<Holds>,
+    /// What of that cannot be vouched for.
+    pub(super) doubts: Vec<String>,
+}
+
+/// What channels of one kind hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Holds {
+    pub(super) kind: &'static str,
+    pub(super) channels: u64,
+    pub(super) messages: u64,
+    /// Those of them that cannot be read.
+    pub(super) unreadable: u64,
+}
+
+impl Holds {
+    fn new(tallies: &Tallies, kind: Kind) -> Self {
+        let kind = holdings::kind(kind);
+        let (channels, Tally { messages, unreadable }) = tallies.of(kind);
+        Self { kind, channels, messages, unreadable }
+    }
 }
 
 /// Something that is not as it should be.
@@ -46,6 +76,8 @@ pub(super) struct Found {
     pub(super) what: String,
     /// A write that a crash cut off, which nobody was told had happened.
     pub(super) torn: bool,
+    /// What it said stands elsewhere, too.
+    pub(super) harmless: bool,
 }
 
 impl FilesReport {
@@ -53,12 +85,17 @@ impl FilesReport {
         self.findings.iter().any(|found| !found.torn)
     }
 
+    /// Returns whether whatever is damaged costs nothing but time.
+    pub(super) fn is_harmless(&self) -> bool {
+        self.findings.iter().all(|found| found.torn || found.harmless)
+    }
+
     pub(super) fn has_torn_end(&self) -> bool {
         self.findings.iter().any(|found| found.torn)
     }
 
     pub(super) fn log_verdict(&self) -> &'static str {
-        let log = self.findings.iter().filter(|found| !found.file.starts_with("snapshots"));
+        let log = self.findings.iter().filter(|found| found.file.starts_with("log"));
         match log.map(|found| found.torn).reduce(|a, b| a && b) {
             None => "whole",
             Some(true) => "whole, with a last write that was cut off",
@@ -75,6 +112,32 @@ impl FilesReport {
     }
 }
 
+/// A stopped node's directory, taken so that no server starts on it meanwhile.
+pub(super) struct Taken {
+    _data_dir: DataDir,
+    /// What is wrong with the file that says in which format it is.
+    format: Option<String>,
+}
+
+/// Takes `data`; says why that cannot be. A damaged note of the format is no reason, where there is a log beside it.
+pub(super) async fn take(disk: &Arc<dyn Disk>, data: &Path) -> Result<Taken, String> {
+    match DataDir::open_existing(Arc::clone(disk), data.to_owned()).await {
+        Ok(data_dir) => Ok(Taken { _data_dir: data_dir, format: None }),
+        Err(DataDirError::InUse { .. }) => Err("a server runs on them, stop it to have them checked".to_owned()),
+        Err(error @ DataDirError::Foreign { .. }) => {
+            let names = disk.list(&data.join("log")).await.unwrap_or_default();
+            if !names.iter().any(|name| name.ends_with(".seg")) {
+                return Err(chain(&error).to_string());
+            }
+            match DataDir::open_without_format(Arc::clone(disk), data.to_owned()).await {
+                Ok(data_dir) => Ok(Taken { _data_dir: data_dir, format: Some(chain(&error).to_string()) }),
+                Err(error) => Err(chain(&error).to_string()),
+            }
+        }
+        Err(error) => Err(chain(&error).to_string()),
+    }
+}
+
 /// Checks the files in `data`.
 pub(super) async fn check(disk: &Arc<dyn Disk>, runtime: &Runtime, data: &Path) -> Files {
     match disk.list(data).await {
@@ -82,36 +145,74 @@ pub(super) async fn check(disk: &Arc<dyn Disk>, runtime: &Runtime, data: &Path) 
         Ok(names) if names.is_empty() => return Files::None,
         _ => {}
     }
-    let unreadable = |reason: String| Files::Unreadable { reason };
-    // Held until everything was read, so that no server starts meanwhile.
-    let _data_dir = match DataDir::open_existing(Arc::clone(disk), data.to_owned()).await {
-        Ok(data_dir) => data_dir,
-        Err(DataDirError::InUse { .. }) => {
-            return unreadable("a server runs on them, stop it to have them checked".to_owned());
-        }
-        Err(error) => return unreadable(chain(&error).to_string()),
+    let taken = match take(disk, data).await {
+        Ok(taken) => taken,
+        Err(reason) => return Files::Unreadable { reason },
     };
-    let mut report = FilesReport::default();
-    if let Err(error) = read_log(disk, data, &mut report).await {
-        return unreadable(chain(&error).to_string());
-    }
-    match read_snapshots(disk, runtime, data, &mut report).await {
-        Ok(()) => Files::Checked(report),
-        Err(error) => unreadable(chain(&error).to_string()),
+    match examine(disk, runtime, data, &taken).await {
+        Ok(report) => Files::Checked(report),
+        Err(error) => Files::Unreadable { reason: chain(&error).to_string() },
     }
 }
 
-async fn read_log(disk: &Arc<dyn Disk>, data: &Path, report: &mut FilesReport) -> Result<(), Error> {
-    let read = match log::check(Arc::clone(disk), &data.join("log")).await {
-        Err(error) if error.is_missing() => return Ok(()),
-        read => read?,
-    };
-    (report.segments, report.entries, report.bytes) = (read.segments, read.entries, read.bytes);
-    for finding in read.findings {
-        let file = relative(&finding.path, data);
-        report.findings.push(Found { file, offset: finding.offset, what: finding.what, torn: finding.torn });
+async fn examine(disk: &Arc<dyn Disk>, runtime: &Runtime, data: &Path, taken: &Taken) -> Result<FilesReport, Error> {
+    let mut report = FilesReport::default();
+    if let Some(what) = &taken.format {
+        let (file, what) = ("FORMAT".to_owned(), what.clone());
+        report.findings.push(Found { file, offset: 0, what, torn: false, harmless: false });
     }
-    Ok(())
+    let salvage = match Salvage::open(Arc::clone(disk), &data.join("log")).await {
+        Err(error) if error.is_missing() => None,
+        salvage => Some(salvage?),
+    };
+    if let Some(salvage) = &salvage {
+        take_findings(salvage.report(), data, &mut report);
+    }
+    read_snapshots(disk, runtime, data, &mut report).await?;
+    read_index(data, &mut report);
+    if let Some(salvage) = salvage {
+        let mut holdings = Holdings::open(disk, runtime, data, salvage).await?;
+        let mut tallies = Tallies::default();
+        let counted: Result<(), std::convert::Infallible> = holdings
+            .each(|item| {
+                tallies.count(&item);
+                Ok(())
+            })
+            .await;
+        counted.unwrap_or_else(|never| match never {});
+        report.holds = [Kind::Queue, Kind::EventsStore].map(|kind| Holds::new(&tallies, kind)).to_vec();
+        report.doubts = holdings.doubts().to_vec();
+    }
+    Ok(report)
+}
+
+fn take_findings(read: &log::Report, data: &Path, report: &mut FilesReport) {
+    (report.segments, report.entries, report.bytes) = (read.segments, read.entries, read.bytes);
+    for finding in &read.findings {
+        let log::Finding { path, offset, what, torn, harmless } = finding;
+        let (file, what) = (relative(path, data), what.clone());
+        report.findings.push(Found { file, offset: *offset, what, torn: *torn, harmless: *harmless });
+    }
+}
+
+/// The index is read as a copy: sled cannot open what it may not change.
+fn read_index(data: &Path, report: &mut FilesReport) {
+    let dir = data.join("index");
+    if !dir.is_dir() {
+        "none".clone_into(&mut report.index);
+        return;
+    }
+    let scratch = std::env::temp_dir().join(format!("kubemq-doctor-index-{}", std::process::id()));
+    report.index = match SledIndex::examine(&dir, &scratch, INDEX_BYTES) {
+        Ok(Some(Opening::Kept | Opening::Fresh)) => "whole".to_owned(),
+        Ok(Some(Opening::Replaced { reason })) => {
+            let what = format!("the index is damaged and will be made anew: {reason}");
+            report.findings.push(Found { file: "index".to_owned(), offset: 0, what, torn: false, harmless: true });
+            "DAMAGED, the next start makes it anew".to_owned()
+        }
+        Ok(None) => "not checked: it is larger than 1 GiB, and is made anew if it is damaged".to_owned(),
+        Err(error) => format!("not checked: {}", chain(&error)),
+    };
 }
 
 async fn read_snapshots(
@@ -127,7 +228,8 @@ async fn read_snapshots(
         match snapshots.read(&file).await {
             Ok(_) => report.whole_snapshots += 1,
             Err(Error::Damaged { path, offset, what }) => {
-                report.findings.push(Found { file: relative(&path, data), offset, what, torn: false });
+                let file = relative(&path, data);
+                report.findings.push(Found { file, offset, what, torn: false, harmless: false });
             }
             Err(error) => return Err(error),
         }

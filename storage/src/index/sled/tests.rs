@@ -49,6 +49,33 @@ fn blocks_survive_a_restart() {
 }
 
 #[test]
+fn an_index_is_examined_without_being_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, scratch) = (dir.path().join("index"), dir.path().join("scratch"));
+    drop(filled(&index));
+    let read = || {
+        let names = std::fs::read_dir(&index).unwrap().map(|entry| entry.unwrap().path());
+        names.map(|path| (path.clone(), std::fs::read(path).ok())).collect::<BTreeMap<_, _>>()
+    };
+    let before = read();
+    assert_eq!(SledIndex::examine(&index, &scratch, 1 << 30).unwrap(), Some(Opening::Kept));
+    assert_eq!(SledIndex::examine(&index, &scratch, 1000).unwrap(), None);
+    let path = index.join("db");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[..middle].fill(0x5a);
+    std::fs::write(&path, bytes).unwrap();
+    let damaged = SledIndex::examine(&index, &scratch, 1 << 30).unwrap();
+    assert!(matches!(damaged, Some(Opening::Replaced { .. } | Opening::Fresh)), "{damaged:?}");
+    assert!(!scratch.exists());
+    let after = read();
+    assert!(
+        before.keys().eq(after.keys())
+            && before.iter().all(|(path, bytes)| *path == index.join("db") || after[path] == *bytes)
+    );
+}
+
+#[test]
 fn an_index_is_open_once() {
     let dir = tempfile::tempdir().unwrap();
     let _index = filled(dir.path());
