@@ -12,5 +12,6 @@ pub mod openraft_runtime;
 pub mod oracle;
 pub mod raft_scene;
 pub mod run;
+pub mod stored_events;
 pub mod tripwire;
 pub mod world;

@@ -67,6 +67,10 @@ struct State {
     silent: BTreeSet<usize>,
     faults: NetworkFaults,
     delivered: u64,
+    /// Frames of snapshots that arrived.
+    snapshot_frames: u64,
+    /// What happens when so many have.
+    then: Option<(u64, Box<dyn FnOnce() + Send>)>,
 }
 
 /// The network of one world. Clones are the same network.
@@ -98,6 +102,8 @@ impl Network {
             silent: BTreeSet::new(),
             faults: NetworkFaults::NONE,
             delivered: 0,
+            snapshot_frames: 0,
+            then: None,
         };
         Self {
             world: world.clone(),
@@ -152,6 +158,29 @@ impl Network {
     #[must_use]
     pub fn delivered(&self) -> u64 {
         self.state.lock().delivered
+    }
+
+    /// Returns how many frames of snapshots arrived, either way.
+    #[must_use]
+    pub fn snapshot_frames(&self) -> u64 {
+        self.state.lock().snapshot_frames
+    }
+
+    /// Has something happen at the moment when `frames` frames of snapshots have arrived.
+    pub fn when_snapshot_frames(&self, frames: u64, then: impl FnOnce() + Send + 'static) {
+        self.state.lock().then = Some((frames, Box::new(then)));
+    }
+
+    fn count(&self, channel: Channel) {
+        let then = {
+            let mut state = self.state.lock();
+            state.snapshot_frames += u64::from(channel == Channel::Snapshot);
+            let frames = state.snapshot_frames;
+            state.then.take_if(|(at, _)| frames >= *at)
+        };
+        if let Some((_, then)) = then {
+            then();
+        }
     }
 
     fn is_cut(&self, from: usize, to: usize) -> bool {
@@ -409,6 +438,7 @@ impl Connection {
                 () = self.until_broken() => return,
                 sent = way.output.send(frame) => if sent.is_err() { return },
             }
+            self.network.count(self.channel);
         }
         if way.source.alive() {
             // Ended as it should: the other side sees the end of the stream.

@@ -17,13 +17,15 @@ pub enum Plant {
     LeaderRestore,
     /// A node applies what it should apply in order in the order of a hash map.
     HashOrder,
+    /// A reader's place is noted before its connection took anything.
+    EarlyPlace,
 }
 
 impl Plant {
     /// Returns the plant of that name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
-        [Self::Nothing, Self::AckBeforeSync, Self::LeaderRestore, Self::HashOrder]
+        [Self::Nothing, Self::AckBeforeSync, Self::LeaderRestore, Self::HashOrder, Self::EarlyPlace]
             .into_iter()
             .find(|plant| plant.to_string() == name)
     }
@@ -36,6 +38,7 @@ impl fmt::Display for Plant {
             Self::AckBeforeSync => "ack-before-sync",
             Self::LeaderRestore => "leader-restore",
             Self::HashOrder => "hash-order",
+            Self::EarlyPlace => "early-place",
         })
     }
 }

@@ -78,3 +78,9 @@ fn a_leader_that_goes_on_in_its_old_term_is_found() {
     let (seed, reason) = found(Plant::LeaderRestore, Scene::Raft, 60, 20).unwrap();
     assert!(reason.contains("leads in term") || reason.contains("other content"), "{seed}: {reason}");
 }
+
+#[test]
+fn a_place_that_is_noted_before_events_are_taken_is_found() {
+    let (seed, reason) = found(Plant::EarlyPlace, Scene::Nodes, 10, 20).unwrap();
+    assert!(reason.contains("the place of") || reason.contains("has none after"), "{seed}: {reason}");
+}

@@ -10,7 +10,7 @@ use kubemq_runtime::Random;
 use kubemq_server::gateway::{Delivery, Held, Take, Unavailable};
 use prost::Message as _;
 
-use super::{CHANNELS, DEAD, DEPOSED_MAY_HAND_OUT, Running, SCRAP, SOLO, Scene};
+use super::{CHANNELS, DEAD, DEPOSED_MAY_HAND_OUT, Running, SCRAP, SOLO, Scene, events};
 use crate::oracle::{ChannelNumber, Id, Leadership, Sent, Settle, Sight, Told, Trying, body, id_of};
 
 /// Returns all clients of a run.
@@ -26,14 +26,15 @@ pub(super) fn all(scene: &Scene, until: u64) -> Vec<BoxFuture<'static, ()>> {
         clients.push(Box::pin(Client::new(scene, "reader of", channel as u64, until).read(Some(channel))));
     }
     clients.push(Box::pin(Client::new(scene, "cleaner", 1, until).clean()));
+    clients.extend(events::all(scene, until));
     clients
 }
 
 #[derive(Clone)]
-struct Client {
-    scene: Scene,
-    draw: Random,
-    number: u64,
+pub(super) struct Client {
+    pub(super) scene: Scene,
+    pub(super) draw: Random,
+    pub(super) number: u64,
     until: u64,
 }
 
@@ -47,26 +48,26 @@ struct Manners {
 }
 
 impl Client {
-    fn new(scene: &Scene, role: &str, number: u64, until: u64) -> Self {
+    pub(super) fn new(scene: &Scene, role: &str, number: u64, until: u64) -> Self {
         let draw = scene.cluster.world().random(&format!("{role} {number}"));
         Self { scene: scene.clone(), draw, number, until }
     }
 
-    fn below(&self, bound: u64) -> usize {
+    pub(super) fn below(&self, bound: u64) -> usize {
         usize::try_from(self.draw.below(bound)).unwrap_or(0)
     }
 
     /// Returns the node to talk to: mostly the one that leads.
-    fn node(&self) -> usize {
+    pub(super) fn node(&self) -> usize {
         let any = self.scene.cluster.any(&self.draw);
         if self.draw.below(20) == 0 { any } else { self.scene.cluster.leader().unwrap_or(any) }
     }
 
-    fn goes_on(&self) -> bool {
+    pub(super) fn goes_on(&self) -> bool {
         self.scene.cluster.world().now() < self.until
     }
 
-    async fn pause(&self, most: u64) {
+    pub(super) async fn pause(&self, most: u64) {
         let pause = Duration::from_micros(self.draw.below(1000 * most) + 1);
         self.scene.cluster.world().sleep(pause).await;
     }

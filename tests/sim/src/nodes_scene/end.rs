@@ -18,6 +18,11 @@ impl Scene {
         if done < served.as_secs() {
             return Err(format!("only {done} messages were stored and acked in {} s with a leader", served.as_secs()));
         }
+        let events = self.shelf.lock().tally;
+        let done = events.stored.min(events.read);
+        if done < served.as_secs() {
+            return Err(format!("only {done} events were stored and read in {} s with a leader", served.as_secs()));
+        }
         Ok(())
     }
 
@@ -28,12 +33,15 @@ impl Scene {
         // What the cleaner had asked for last is done or will never be.
         self.oracle.lock().vanishing(SCRAP);
         self.send_fresh().await?;
+        let latest = self.finish_events().await?;
         // What was sent long ago may have been stored only now, by a leader that had waited for others since.
         let longest = Duration::from_millis(self.oracle.lock().longest_delay() * 1020 + 2000);
         world.sleep(longest).await;
         for node in self.cluster.nodes() {
             self.look_everywhere(node).await?;
+            self.read_all_events(node, &latest).await?;
         }
+        self.shelf.lock().check_read()?;
         self.drain().await?;
         let left = self.left().await?;
         if left > 0 {
@@ -69,7 +77,7 @@ impl Scene {
     }
 
     /// Gives leadership to `node` and looks at every message there: its bodies must be on its own disk.
-    async fn look_everywhere(&self, node: usize) -> Result<(), String> {
+    pub(super) async fn look_everywhere(&self, node: usize) -> Result<(), String> {
         let mut tries = 0;
         while self.leader().await? != node {
             tries += 1;

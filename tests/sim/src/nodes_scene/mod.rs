@@ -1,12 +1,17 @@
-//! Whole nodes: everything below the gRPC handlers, under clients that send, take, settle, peek, purge and delete.
+//! Whole nodes: everything below the gRPC handlers, under clients that send, take, settle, peek, purge and delete,
+//! and under publishers and readers of stored events.
 //!
 //! Clients talk to the gateway of the node that they believe to lead. What they are told goes to the
-//! [`oracle`](crate::oracle), which knows where every message may be.
+//! [`oracle`](crate::oracle), which knows where every message may be, and to the [shelf](crate::stored_events), which
+//! knows where every event lies.
 
 mod clients;
 mod end;
+mod events;
 #[cfg(test)]
 mod scripted;
+#[cfg(test)]
+mod transfers;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,6 +35,7 @@ use crate::network::{Endpoint, address};
 use crate::openraft_runtime::SimRuntime;
 use crate::oracle::{ChannelNumber, Leadership, Oracle};
 use crate::run::{Asked, Ended, Plant};
+use crate::stored_events::Shelf;
 use crate::world::Simulation;
 
 const NODES: usize = 3;
@@ -116,7 +122,7 @@ impl Program for Nodes {
                 raft,
                 queue: QueueLimits::default(),
                 live: kubemq_server::live::Limits::default(),
-                retention: kubemq_server::gateway::retention::Retention::default(),
+                retention: events::retention(),
                 state: Limits::default(),
                 scrub: kubemq_server::scrub::Pace::default(),
             };
@@ -159,6 +165,8 @@ impl Program for Nodes {
 struct Scene {
     cluster: Cluster<Nodes>,
     oracle: Arc<Mutex<Oracle>>,
+    shelf: Arc<Mutex<Shelf>>,
+    plant: Plant,
     established: Arc<Mutex<Established>>,
 }
 
@@ -187,6 +195,13 @@ impl Established {
 }
 
 impl Scene {
+    fn new(cluster: Cluster<Nodes>, plant: Plant) -> Self {
+        let mut shelf = Shelf::default();
+        shelf.keeps(events::TRAIL, events::KEPT);
+        let shelf = Arc::new(Mutex::new(shelf));
+        Self { cluster, oracle: Arc::default(), shelf, plant, established: Arc::default() }
+    }
+
     fn check(&self, result: Result<(), String>) {
         if let Err(reason) = result {
             self.cluster.world().fail(reason);
@@ -203,7 +218,7 @@ pub fn run(asked: &Asked) -> Ended {
     let world = simulation.world();
     let sizes = Sizes::draw(&world.random("sizes"));
     let cluster = Cluster::new(&simulation, NODES, Nodes { sizes });
-    let scene = Scene { cluster, oracle: Arc::default(), established: Arc::default() };
+    let scene = Scene::new(cluster, asked.plant);
     let watched = scene.clone();
     simulation.at_each_instant(move || {
         watched.cluster.check_instant()?;
@@ -212,11 +227,11 @@ pub fn run(asked: &Asked) -> Ended {
         }
         Ok(())
     });
-    let (root, seconds, plant) = (scene.clone(), asked.seconds, asked.plant);
+    let (root, seconds) = (scene.clone(), asked.seconds);
     let ended = simulation.run(async move {
         let cluster = &root.cluster;
         for node in cluster.nodes() {
-            cluster.set_disk(node, |faults| faults.lying_sync = plant == Plant::AckBeforeSync);
+            cluster.set_disk(node, |faults| faults.lying_sync = root.plant == Plant::AckBeforeSync);
             cluster.start(node);
         }
         let until = cluster.world().now() + seconds * 1_000_000_000;
@@ -234,6 +249,7 @@ pub fn run(asked: &Asked) -> Ended {
         root.check_end().await
     });
     let tally = scene.oracle.lock().tally;
-    let tally = format!("{tally:?}, {}, {sizes:?}", scene.cluster.summary());
+    let events = scene.shelf.lock().tally;
+    let tally = format!("{tally:?}, events {events:?}, {}, {sizes:?}", scene.cluster.summary());
     scene.cluster.conclude(simulation, ended, tally)
 }

@@ -15,6 +15,7 @@ use super::clients::to_wire;
 use super::{CHANNELS, NODES, Nodes, Running, Scene, Sizes};
 use crate::cluster::{Cluster, End};
 use crate::oracle::Sent;
+use crate::run::Plant;
 use crate::world::{Order, Simulation};
 
 const SIZES: Sizes = Sizes { segment: 1 << 20, tail: 1 << 20, snapshot: 64 << 20, keep: 64 << 20 };
@@ -23,9 +24,16 @@ const SIZES: Sizes = Sizes { segment: 1 << 20, tail: 1 << 20, snapshot: 64 << 20
 fn scripted(
     script: impl FnOnce(Scene, usize) -> BoxFuture<'static, Result<(), String>> + Send + 'static,
 ) -> Option<String> {
+    scripted_with(SIZES, script)
+}
+
+pub(super) fn scripted_with(
+    sizes: Sizes,
+    script: impl FnOnce(Scene, usize) -> BoxFuture<'static, Result<(), String>> + Send + 'static,
+) -> Option<String> {
     let mut simulation = Simulation::new(1, Order::Any, Duration::from_secs(300), false);
-    let cluster = Cluster::new(&simulation, NODES, Nodes { sizes: SIZES });
-    let scene = Scene { cluster: cluster.clone(), oracle: Arc::default(), established: Arc::default() };
+    let cluster = Cluster::new(&simulation, NODES, Nodes { sizes });
+    let scene = Scene::new(cluster.clone(), Plant::Nothing);
     let result = simulation.run(async move {
         for node in scene.cluster.nodes() {
             scene.cluster.start(node);
