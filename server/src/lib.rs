@@ -16,6 +16,7 @@ mod index_feed;
 pub mod live;
 pub mod metrics;
 pub mod node;
+mod power;
 mod replica;
 pub mod scrub;
 pub mod serve;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use kubemq_broker::{Kind, State, Totals};
 use kubemq_storage::index::IndexStats;
-use kubemq_storage::log::Stats as LogStats;
+use kubemq_storage::log::{Flush, Stats as LogStats};
 use prometheus::TextEncoder;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
@@ -86,6 +86,7 @@ struct Numbers {
     log_bytes: u64,
     free_bytes: u64,
     nearly_full: u64,
+    durability: &'static str,
     segments: u64,
     index: IndexStats,
     term: u64,
@@ -126,6 +127,7 @@ impl Metrics {
             numbers.log_bytes = segments.iter().map(|segment| segment.bytes).sum();
             numbers.free_bytes = log.free_bytes().unwrap_or(0);
             numbers.nearly_full = u64::from(log.is_nearly_full());
+            numbers.durability = if log.flush() == Flush::Group { "group" } else { "interval" };
             numbers.index = index.stats();
             let status = raft.status();
             numbers.term = status.term;
@@ -212,6 +214,8 @@ impl Numbers {
             counter("kubemq_index_refused_total", "blocks that the index could not take", &[], self.index.refused),
             gauge("kubemq_store_bytes", "disk of the log", &[], self.log_bytes),
             gauge("kubemq_store_free_bytes", "disk that is free", &[], self.free_bytes),
+            gauge("kubemq_durability_info", "what an acknowledgement promises", &[("mode", self.durability)], 1),
+            gauge("kubemq_log_unflushed_bytes", "answered before they were flushed", &[], self.log.unflushed_bytes),
             gauge("kubemq_store_nearly_full", "whether sends are refused for want of disk", &[], self.nearly_full),
             gauge("kubemq_store_segments", "files of the log", &[], self.segments),
             counter("kubemq_log_written_bytes_total", "bytes written to the log", &[], self.log.bytes),

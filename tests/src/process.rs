@@ -13,6 +13,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
+use crate::http::http_get;
 use crate::wait::{SOON, now, wait_until};
 
 /// How to start the program.
@@ -155,6 +156,14 @@ impl Server {
     #[must_use]
     pub fn peak_memory(&self) -> u64 {
         self.status("VmHWM:")
+    }
+
+    /// Returns the sum of a metric over all its labels; 0 where there is no such metric.
+    #[must_use]
+    pub fn metric(&self, name: &str) -> f64 {
+        let (_, text) = http_get(&self.http(), "/metrics").expect("the metrics");
+        let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
     fn status(&self, name: &str) -> u64 {

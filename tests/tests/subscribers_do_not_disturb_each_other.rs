@@ -1,5 +1,4 @@
 //! Many subscriptions, and one that reads nothing: what they cost others.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking with what it saw")]
 
 use std::time::Duration;
 
@@ -7,19 +6,11 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use kubemq_proto::kubemq::request::RequestType;
 use kubemq_proto::kubemq::subscribe::SubscribeType;
-use kubemq_tests::http::http_get;
 use kubemq_tests::live::{event, request, texts};
 use kubemq_tests::{Client, Options, Server, wait_until};
 use tonic::Code;
 
 const MEBIBYTE: u64 = 1024 * 1024;
-
-/// Returns the sum of a metric over all its labels.
-fn metric(server: &Server, name: &str) -> f64 {
-    let (_, text) = http_get(&server.http(), "/metrics").unwrap();
-    let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
-}
 
 #[tokio::test]
 async fn what_one_does_not_read_is_bounded_and_nobody_elses_loss() {
@@ -44,7 +35,7 @@ async fn what_one_does_not_read_is_bounded_and_nobody_elses_loss() {
     }
     let grown = most - before;
     assert!(grown < 32 * MEBIBYTE, "memory grew by {} KiB", grown / 1024);
-    assert!(metric(&server, "kubemq_subscribers_dropped_total") > 0.0);
+    assert!(server.metric("kubemq_subscribers_dropped_total") > 0.0);
     let told = server.log().matches("a subscriber reads too slowly").count();
     assert_eq!(told, 1, "an episode is told once");
 
@@ -54,7 +45,7 @@ async fn what_one_does_not_read_is_bounded_and_nobody_elses_loss() {
     client.publish("one", ["again"]).await;
     assert_eq!(texts(&stalled.take(1).await), ["again"]);
     wait_until("what waited gave its memory back", Duration::from_secs(20), async || {
-        (metric(&server, "kubemq_subscribers_waiting_bytes") == 0.0).then_some(())
+        (server.metric("kubemq_subscribers_waiting_bytes") == 0.0).then_some(())
     })
     .await;
 }
@@ -79,7 +70,7 @@ async fn ten_thousand_subscriptions_and_a_thousand_on_one_channel() {
     let crowd = &Client::connect(&server.grpc()).await;
     let opening = futures_util::stream::iter((0..1000).map(|_| crowd.events("crowd", ""))).buffered(100);
     let mut crowd: Vec<_> = opening.collect().await;
-    assert_eq!(metric(&server, "kubemq_clients_count"), 10_000.0);
+    assert_eq!(server.metric("kubemq_clients_count"), 10_000.0);
 
     client.publish("crowd", ["1", "2", "3"]).await;
     let receiving: FuturesUnordered<_> = crowd.iter_mut().map(|events| events.take(3)).collect();
@@ -101,7 +92,7 @@ async fn ten_thousand_subscriptions_and_a_thousand_on_one_channel() {
 
     drop((own, crowd));
     wait_until("all subscriptions are gone", Duration::from_secs(60), async || {
-        (metric(&server, "kubemq_clients_count") == 0.0).then_some(())
+        (server.metric("kubemq_clients_count") == 0.0).then_some(())
     })
     .await;
     client.publish("crowd", ["nobody"]).await;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kubemq_proto::validate::QueueLimits;
+use kubemq_storage::log::Flush;
 
 use super::keys::{self, KEYS, Key, Value};
 use super::load::{Origin, Problem, Raw};
@@ -30,7 +31,6 @@ pub(super) fn check(raw: Raw, machine: &str) -> Result<Config, Invalid> {
         }
     }
     let checked = Checked { settings };
-    checked.refuse_what_is_not_there_yet(&mut problems);
     if !problems.is_empty() {
         return Err(Invalid { problems });
     }
@@ -42,18 +42,6 @@ struct Checked {
 }
 
 impl Checked {
-    fn refuse_what_is_not_there_yet(&self, problems: &mut Vec<Problem>) {
-        let durability = self.settings.iter().find(|setting| setting.key.name == keys::DURABILITY.name);
-        if let Some(setting) = durability
-            && setting.value == Value::Text("interval".to_owned())
-        {
-            problems.push(Problem {
-                place: format!("`{}` ({})", setting.key.name, setting.origin),
-                text: "`interval` is not available in this version, only `group`".to_owned(),
-            });
-        }
-    }
-
     fn config(self, warnings: Vec<String>, file: Option<String>) -> Config {
         let (mut host, data) = (self.text(&keys::HOST), PathBuf::from(self.text(&keys::DATA)));
         host = node_name(&host);
@@ -71,6 +59,7 @@ impl Checked {
                 bytes_per_second: self.number(&keys::SCRUB),
                 every: Duration::from_secs(self.number(&keys::SCRUB_EVERY)),
             },
+            flush: self.flush(),
             grpc: Grpc {
                 address: self.address(&keys::GRPC_BIND, &keys::GRPC_PORT),
                 body_limit: self.size(&keys::GRPC_BODY),
@@ -90,6 +79,13 @@ impl Checked {
             warnings,
             file,
             settings: self.settings,
+        }
+    }
+
+    fn flush(&self) -> Flush {
+        match self.text(&keys::DURABILITY).as_str() {
+            "interval" => Flush::Interval(Duration::from_millis(self.number(&keys::FLUSH_INTERVAL))),
+            _ => Flush::Group,
         }
     }
 
@@ -222,6 +218,11 @@ mod tests {
             assert_eq!(read(&with(&[(name, text)]).unwrap()), expected, "{name}");
         }
         assert_eq!(with(&[("LIMITS_TAIL_CACHE", "1GiB")]).unwrap().memory.tail_cache_bytes, 1 << 30);
+        assert_eq!(with(&[]).unwrap().durability(), "group");
+        let now_and_then = [("KUBEMQ_DURABILITY", "interval"), ("STORE_FLUSH_INTERVAL_MILLISECONDS", "50")];
+        let now_and_then = with(&now_and_then).unwrap();
+        assert_eq!(now_and_then.flush, Flush::Interval(Duration::from_millis(50)));
+        assert_eq!(now_and_then.durability(), "interval (50 ms)");
         assert_eq!(with(&[("LIMITS_INGEST", "1GiB")]).unwrap().memory.ingest_bytes, 1 << 30);
         let paced =
             with(&[("LIMITS_SCRUB", "0"), ("STORE_SCRUB_INTERVAL", "7"), ("STORE_SNAPSHOT_IDLE", "8")]).unwrap();
@@ -244,7 +245,7 @@ mod tests {
         let environment = [
             ("GRPC_PORT", "70000"),
             ("QUEUE_MAX_DELAY_SECONDS", "-1"),
-            ("KUBEMQ_DURABILITY", "interval"),
+            ("STORE_FLUSH_INTERVAL_MILLISECONDS", "5"),
             ("AUTHENTICATION_ENABLE", "true"),
         ];
         let Err(invalid) = with(&environment) else { panic!("accepted") };
@@ -255,7 +256,7 @@ mod tests {
         for part in [
             "`grpc.port` (environment GRPC_PORT): port 70000 is invalid",
             "MaxDelaySeconds cannot be negative",
-            "`interval` is not available in this version",
+            "`store.flushIntervalMilliseconds` (environment STORE_FLUSH_INTERVAL_MILLISECONDS)",
             "`AUTHENTICATION_ENABLE` in the environment: this version cannot protect",
         ] {
             assert!(said.contains(part), "{part}: {said}");

@@ -150,8 +150,20 @@ pub static DURABILITY: Key = Key {
     kind: Kind::Word(&["group", "interval"]),
     default: "group",
     doc: "What an acknowledged message has survived. group: it is flushed to the disks of a majority before the \
-          acknowledgement; what arrives meanwhile shares the next flush. interval, which flushes now and then, is \
-          refused: this version does not have it yet.",
+          acknowledgement; what arrives meanwhile shares the next flush. interval: it is with the operating system \
+          and is flushed soon after, so the process may die, but the loss of power may take what was acknowledged in \
+          the last moments.",
+    since: "0.1",
+};
+
+/// How long a node that flushes now and then may be behind.
+pub static FLUSH_INTERVAL: Key = Key {
+    name: "store.flushIntervalMilliseconds",
+    aliases: &[],
+    env: &["STORE_FLUSH_INTERVAL_MILLISECONDS"],
+    kind: Kind::Number { min: 10, max: 60_000, unit: "milliseconds" },
+    default: "1000",
+    doc: "With durability interval: after how long what was acknowledged is flushed. With group it says nothing.",
     since: "0.1",
 };
 
@@ -491,6 +503,7 @@ pub static KEYS: &[&Key] = &[
     &SNAPSHOT_IDLE,
     &SCRUB_EVERY,
     &DURABILITY,
+    &FLUSH_INTERVAL,
     &RETENTION,
     &RETENTION_EVENTS,
     &RETENTION_BYTES,

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kubemq_proto::validate::QueueLimits;
+use kubemq_storage::log::Flush;
 
 use self::keys::{Key, Value};
 use crate::gateway::retention::Retention;
@@ -41,6 +42,8 @@ pub struct Config {
     pub snapshot_idle: Duration,
     /// How fast and how often what is stored is read again.
     pub scrub: Pace,
+    /// When the log is flushed, and with that what an acknowledgement promises.
+    pub flush: Flush,
     /// The gRPC interface.
     pub grpc: Grpc,
     /// The HTTP interface.
@@ -150,6 +153,15 @@ impl Config {
     /// Everything that is wrong with it.
     pub fn load(sources: &Sources) -> Result<Self, Invalid> {
         check::check(load::load(sources), &machine_name(sources))
+    }
+
+    /// Returns what an acknowledgement promises, in a word or two.
+    #[must_use]
+    pub fn durability(&self) -> String {
+        match self.flush {
+            Flush::Group => "group".to_owned(),
+            Flush::Interval(interval) => format!("interval ({} ms)", interval.as_millis()),
+        }
     }
 }
 

@@ -26,20 +26,27 @@ pub(crate) struct Watched<T> {
     clock: Clock,
     connection: Connection,
     goodbye: Goodbye,
+    end: End,
+}
+
+/// How far a connection is in ending.
+enum End {
+    No,
     /// Nothing more will come or go: runs until that may be told.
-    ended: Option<BoxFuture<'static, ()>>,
+    HeldBack(BoxFuture<'static, ()>),
+    Told,
 }
 
 impl<T> Watched<T> {
     pub(crate) fn new(bytes: T, clock: Clock) -> Self {
-        Self { bytes, clock, connection: Connection::default(), goodbye: Goodbye::default(), ended: None }
+        Self { bytes, clock, connection: Connection::default(), goodbye: Goodbye::default(), end: End::No }
     }
 
     /// Holds back the end of the connection, if it has come to it.
     fn poll_held_back(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(ended) = &mut self.ended else { return Poll::Ready(()) };
-        if !self.connection.is_lost() {
-            ready!(ended.as_mut().poll(cx));
+        if let End::HeldBack(moment) = &mut self.end {
+            ready!(moment.as_mut().poll(cx));
+            self.end = End::Told;
             self.lose();
         }
         Poll::Ready(())
@@ -53,11 +60,11 @@ impl<T> Watched<T> {
 
     /// Returns whether the end that was met is to be held back.
     fn has_ended(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.ended.is_some() {
+        if !matches!(self.end, End::No) {
             return false;
         }
         let clock = self.clock.clone();
-        self.ended = Some(Box::pin(async move { clock.sleep(HELD_BACK).await }));
+        self.end = End::HeldBack(Box::pin(async move { clock.sleep(HELD_BACK).await }));
         self.poll_held_back(cx).is_pending()
     }
 }
@@ -234,6 +241,11 @@ mod tests {
         let connection = watched.connect_info();
         client.write_all(&frames(&[(GOAWAY, &[0; 8])])).await.unwrap();
         assert_eq!(watched.read(&mut [0; 128]).await.unwrap(), PREFACE + 17);
+        drop(client);
+        for _ in 0..2 {
+            assert_eq!(watched.read(&mut [0; 128]).await.unwrap(), 0);
+        }
+        assert!(watched.write(b"x").await.is_err());
         drop(watched);
         assert!(!connection.is_lost());
     }

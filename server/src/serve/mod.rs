@@ -19,6 +19,7 @@ use kubemq_runtime::{OnFailure, Runtime, Task};
 use kubemq_storage::Error as StorageError;
 use kubemq_storage::fs::{Disk, RealDisk};
 use kubemq_storage::index::{IndexWriter, SledIndex, SledOptions};
+use kubemq_storage::log::Flush;
 
 pub use self::listen::BindError;
 use self::listen::Reserved;
@@ -29,6 +30,7 @@ use crate::config::Config;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::grpc::{Ingest, Phase, server as grpc};
 use crate::node::{Doors, Formation, Node, Options, StartError};
+use crate::power::{self, Running};
 
 /// What is kept back of the time for stopping, for the end of the process itself.
 const LAST: Duration = Duration::from_millis(300);
@@ -98,7 +100,7 @@ pub async fn run(config: Config, runtime: Runtime) -> Result<(), Stopped> {
     let http = runtime.tasks.spawn("http", OnFailure::Log, admin::serve(listener, stages));
 
     let started = Box::pin(start(&config, &runtime));
-    let (node, data_dir) = tokio::select! {
+    let (node, data_dir, running) = tokio::select! {
         biased;
         signal = signals.next() => {
             tracing::info!(signal, "stopped before it was ready");
@@ -132,7 +134,11 @@ pub async fn run(config: Config, runtime: Runtime) -> Result<(), Stopped> {
     tokio::select! {
         biased;
         _ = signals.next() => return Err(Stopped::Interrupted),
-        () = process.stop(node, config.grace) => {}
+        has_stopped = process.stop(node, config.grace) => {
+            if has_stopped && let Some(running) = running {
+                running.end().await.map_err(Stopped::Log)?;
+            }
+        }
     }
     drop(data_dir);
     tracing::info!("kubemq server shutdown completed");
@@ -150,15 +156,18 @@ fn announce(config: &Config) {
 }
 
 /// Takes the data directory and starts a node on it, up to where it can carry out calls.
-async fn start(config: &Config, runtime: &Runtime) -> Result<(Node, DataDir), Stopped> {
+async fn start(config: &Config, runtime: &Runtime) -> Result<(Node, DataDir, Option<Running>), Stopped> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let data = std::path::absolute(&config.data).unwrap_or_else(|_| config.data.clone());
-    let opening = DataDir::open(Arc::clone(&disk), data.clone());
+    let opening = open(Arc::clone(&disk), data.clone(), config.flush);
     let opened = runtime.tasks.dedicated("data-directory", OnFailure::Log, opening).await;
-    let data_dir = opened.map_err(|_| Stopped::Task { task: "data-directory" })??;
+    let (data_dir, running) = opened.map_err(|_| Stopped::Task { task: "data-directory" })??;
 
     let index = data.join("index");
-    let index = IndexWriter::start(move || SledIndex::open(&index, SledOptions::default()), runtime);
+    // It may know of messages that are lost.
+    let is_stale = running.as_ref().is_some_and(|running| running.was_cut_off);
+    let open = if is_stale { SledIndex::open_emptied } else { SledIndex::open };
+    let index = IndexWriter::start(move || open(&index, SledOptions::default()), runtime);
     let doors = Doors { runtime: runtime.clone(), disk, peers: Arc::new(NoPeers), index };
     let node = Box::pin(Node::start::<TokioRuntime>(options(config, data), doors)).await?;
     tokio::select! {
@@ -166,7 +175,21 @@ async fn start(config: &Config, runtime: &Runtime) -> Result<(Node, DataDir), St
         task = runtime.tasks.failure() => return Err(Stopped::Task { task }),
         () = node.ready() => {}
     }
-    Ok((node, data_dir))
+    Ok((node, data_dir, running))
+}
+
+/// Takes the data directory. Where the node may have lost what it acknowledged last, it says so.
+async fn open(disk: Arc<dyn Disk>, data: PathBuf, flush: Flush) -> Result<(DataDir, Option<Running>), Stopped> {
+    let data_dir = DataDir::open(Arc::clone(&disk), data.clone()).await?;
+    let Flush::Interval(interval) = flush else { return Ok((data_dir, None)) };
+    let running = Running::begin(disk, &data, &power::boot()).await.map_err(Stopped::Log)?;
+    if running.was_cut_off {
+        tracing::warn!(
+            interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
+            "the machine stopped while this node ran: what it acknowledged in its last moments may be lost"
+        );
+    }
+    Ok((data_dir, Some(running)))
 }
 
 fn options(config: &Config, data: PathBuf) -> Options {
@@ -178,6 +201,7 @@ fn options(config: &Config, data: PathBuf) -> Options {
             segment_bytes: config.segment_bytes,
             tail_cache_bytes: config.memory.tail_cache_bytes,
             reserve_bytes: config.memory.free_disk_bytes,
+            flush: config.flush,
             ..kubemq_storage::log::Options::default()
         },
         raft: kubemq_raft::Options { snapshot_idle: config.snapshot_idle, ..kubemq_raft::Options::new(0) },
@@ -222,8 +246,9 @@ impl Process {
         }
     }
 
-    /// Stops the node within `grace`: no new clients, calls under way finish, everything is on disk.
-    async fn stop(&mut self, node: Node, grace: Duration) {
+    /// Stops the node within `grace`: no new clients, calls under way finish, everything is on disk. Returns whether
+    /// that was enough time.
+    async fn stop(&mut self, node: Node, grace: Duration) -> bool {
         self.stage.send(Stage::Stopping);
         self.phase.send(Phase::Stopping);
         let grpc = &mut self.grpc;
@@ -233,9 +258,11 @@ impl Process {
             }
             Box::pin(node.stop()).await;
         };
-        if self.runtime.clock.timeout(grace.saturating_sub(LAST), stopping).await.is_err() {
+        let has_stopped = self.runtime.clock.timeout(grace.saturating_sub(LAST), stopping).await.is_ok();
+        if !has_stopped {
             tracing::warn!(grace_seconds = grace.as_secs(), "stopping took too long and was cut off");
         }
         self.http.abort();
+        has_stopped
     }
 }

@@ -19,7 +19,7 @@ pub(super) struct Ready {
     grpc: SocketAddr,
     http: SocketAddr,
     data: String,
-    durability: &'static str,
+    durability: String,
     host: String,
     started_in_ms: u128,
 }
@@ -34,7 +34,7 @@ impl Ready {
             grpc,
             http,
             data: data.display().to_string(),
-            durability: "group",
+            durability: config.durability(),
             host: config.host.clone(),
             started_in_ms: runtime.clock.now().since(Instant::default()).as_millis(),
         }

@@ -100,6 +100,17 @@ impl SledIndex {
         examined
     }
 
+    /// Opens an empty index in `dir`, whatever there was.
+    ///
+    /// # Errors
+    ///
+    /// As [`SledIndex::open`].
+    pub fn open_emptied(dir: &Path, options: SledOptions) -> Result<(Self, Opening), IndexError> {
+        let index = Self { dir: dir.to_owned(), options: options.clone(), db: None, blocks: 0, living_bytes: 0 };
+        index.remove_dir(dir)?;
+        Self::open(dir, options)
+    }
+
     fn open_db(&mut self) -> Result<(), IndexError> {
         let mut tries = 0;
         loop {

@@ -448,6 +448,12 @@ impl Log {
         self.0.shared.counts.stats(tail_bytes)
     }
 
+    /// Returns when the log is flushed.
+    #[must_use]
+    pub fn flush(&self) -> Flush {
+        self.0.shared.options.flush
+    }
+
     /// Tells when the log has failed: its node must stop.
     #[must_use]
     pub fn failure(&self) -> watch::Receiver<Option<Error>> {

@@ -47,8 +47,11 @@ pub(crate) struct Writer {
     /// When the last group was written that no mark follows.
     unmarked: Option<Instant>,
     behind: Behind,
-    timer: Option<(Instant, Pin<Box<dyn Future<Output = ()> + Send>>)>,
+    timer: Option<Timer>,
 }
+
+/// When it ends, and its end.
+type Timer = (Instant, Pin<Box<dyn Future<Output = ()> + Send>>);
 
 /// Ends the log's other tasks, and refuses later commands, however the writer ends.
 struct EndsLog(Arc<Shared>);
