@@ -32,6 +32,7 @@ use crate::snapshot::{Install, Receiver};
 use crate::state_machine::{RestoreError, StateMachine};
 use crate::status::{Member, Role, Status};
 use crate::time::ClusterTime;
+use crate::types;
 
 /// How long a stopping leader waits for another to take over.
 const HAND_OVER: Duration = Duration::from_secs(5);
@@ -150,12 +151,24 @@ async fn restore<R: AsyncRuntime, M: StateMachine>(machine: &Machine<R, M>) -> R
     };
     let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
     machine.restore(meta.clone(), chunks).await?;
+    forget_what_nobody_needs(&machine.shared.log, &meta).await?;
     let source = machine.state.lock().machine.snapshot();
     let marks = Marks::of(&machine.shared, meta.index(), source).await?;
     let mut facts = machine.shared.facts.lock();
     facts.durable = Some(meta);
     facts.durable_bytes = bytes;
     Ok(marks)
+}
+
+/// Purges the log up to a snapshot that was restored, as it is done after each snapshot, when there are no other members:
+/// what lies there and is damaged must not keep the node from starting.
+async fn forget_what_nobody_needs(log: &Log, meta: &Meta) -> Result<(), Error> {
+    let Some(id) = meta.raft.last_log_id.as_ref().map(types::stored_id) else { return Ok(()) };
+    let alone = meta.raft.last_membership.membership().nodes().count() == 1;
+    if alone && log.state().last.is_some_and(|last| last.index >= id.index) {
+        log.purge(id).await?;
+    }
+    Ok(())
 }
 
 /// Returns the LogTime of the last entry in the log that has one.
