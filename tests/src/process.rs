@@ -103,6 +103,34 @@ impl Server {
         Refusal { status, output: server.log() }
     }
 
+    /// Starts a process that may serve or refuse, and returns what it does.
+    ///
+    /// # Errors
+    ///
+    /// How it ended.
+    ///
+    /// # Panics
+    ///
+    /// Panics when it stays silent.
+    pub async fn serve_or_refuse(options: Options) -> Result<Self, Refusal> {
+        let mut server = Self::prepare(Options { errors_expected: true, ..options });
+        server.launch();
+        let ended = wait_until("a ready line or an end", SOON, async || {
+            let ended = server.child.as_mut().and_then(|child| child.try_wait().expect("a status"));
+            if ended.is_none() && ready_line(&server.output()).is_none() { None } else { Some(ended) }
+        });
+        match ended.await {
+            Some(status) => {
+                server.wait_exit(SOON).await;
+                Err(Refusal { status, output: server.log() })
+            }
+            None => {
+                server.wait_ready().await;
+                Ok(server)
+            }
+        }
+    }
+
     /// Returns the server that the tests of this process share, started by whoever comes first.
     pub async fn shared() -> Arc<Self> {
         // A weak reference, so that the last test to end also ends the process: statics are never dropped.

@@ -9,7 +9,7 @@ mod export;
 mod files;
 mod holdings;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -45,6 +45,9 @@ pub struct Doctor {
     /// Directory of the node's data [default: the configured one, ./kubemq-data]
     #[arg(long, value_name = "DIR", global = true)]
     data: Option<String>,
+    /// Check the files and do not measure the disk
+    #[arg(long)]
+    files_only: bool,
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     output: Format,
@@ -105,7 +108,7 @@ impl Doctor {
                 }
                 return Ok(Ending::Done);
             }
-            let diagnosis = diagnose(&runtime, data).await?;
+            let diagnosis = diagnose(&runtime, data, self.files_only).await?;
             *found = diagnosis.exit_code();
             diagnosis.print(self.output)?;
             Ok(Ending::Done)
@@ -117,9 +120,9 @@ impl Doctor {
     }
 }
 
-async fn diagnose(runtime: &Runtime, data: PathBuf) -> Result<Diagnosis, Failure> {
+async fn diagnose(runtime: &Runtime, data: PathBuf, files_only: bool) -> Result<Diagnosis, Failure> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let examination = examine(disk, runtime.clone(), data);
+    let examination = examine(disk, runtime.clone(), data, files_only);
     // It reads files all the time, and so it needs a thread of its own.
     let examined = runtime.tasks.dedicated("doctor", OnFailure::Log, examination).await;
     examined.map_err(|_| Failure::Refused("the examination broke off".to_owned()))
@@ -158,20 +161,24 @@ async fn write_out(runtime: &Runtime, data: PathBuf, channels: Vec<String>) -> R
     written.map_err(|_| Failure::Refused("the export broke off".to_owned()))?
 }
 
-async fn examine(disk: Arc<dyn Disk>, runtime: Runtime, data: PathBuf) -> Diagnosis {
+async fn examine(disk: Arc<dyn Disk>, runtime: Runtime, data: PathBuf, files_only: bool) -> Diagnosis {
     // Of a directory that is not there yet, the disk is that of the nearest one that is.
     let place = data.ancestors().find(|dir| dir.is_dir()).unwrap_or(&data).to_owned();
-    let speed = match disk_speed::measure(&*disk, &runtime.clock, &place).await {
+    let speed = if files_only { None } else { measure(&*disk, &runtime, &place).await };
+    let free_bytes = disk.free_space(&place).await.ok();
+    let files = files::check(&disk, &runtime, &data).await;
+    let advice = advice::advice(speed.as_ref(), free_bytes, &files);
+    Diagnosis { data, speed, free_bytes, files, advice }
+}
+
+async fn measure(disk: &dyn Disk, runtime: &Runtime, place: &Path) -> Option<Speed> {
+    match disk_speed::measure(disk, &runtime.clock, place).await {
         Ok(speed) => Some(speed),
         Err(error) => {
             output::note(format_args!("the disk could not be measured: {}", chain(&error)));
             None
         }
-    };
-    let free_bytes = disk.free_space(&place).await.ok();
-    let files = files::check(&disk, &runtime, &data).await;
-    let advice = advice::advice(speed.as_ref(), free_bytes, &files);
-    Diagnosis { data, speed, free_bytes, files, advice }
+    }
 }
 
 impl Diagnosis {

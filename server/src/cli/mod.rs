@@ -118,6 +118,8 @@ mod tests {
             "kubemq config p --output json",
             "kubemq config example",
             "kubemq doctor --data d --output json",
+            "kubemq doctor --files-only",
+            "kubemq doctor export --data d --channel a --channel b",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
