@@ -165,7 +165,11 @@ impl Gateway {
         let Some((entry, part)) = self.place_of_event(channel, sequence) else { return Ok(None) };
         match self.0.log.read_part(entry, part).await {
             Ok(read) => Ok(Some(read.time)),
-            Err(error) => Err(Unavailable::Unreadable(error.to_string())),
+            // Damage at one event must not keep the others from being found, or kept for as long as they should be.
+            Err(error) => match self.0.log.time_of(entry).await {
+                Some(time) => Ok(Some(time)),
+                None => Err(Unavailable::Unreadable(error.to_string())),
+            },
         }
     }
 

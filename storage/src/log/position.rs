@@ -88,6 +88,11 @@ impl Positions {
         }
     }
 
+    /// Returns the time of the last sampled entry up to `index`.
+    pub(crate) fn time_before(&self, index: u64) -> Option<u64> {
+        self.0.range(..=index).rev().find(|(_, sample)| sample.segment != 0).map(|(_, sample)| sample.time)
+    }
+
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.0.len()

@@ -55,6 +55,11 @@ impl Chunk {
         self.entries.get(usize::try_from(index.checked_sub(self.first)?).ok()?)
     }
 
+    /// Returns the LogTime of an entry.
+    pub(crate) fn time(&self, index: u64) -> Option<u64> {
+        self.place(index).map(|(_, entry)| entry.time)
+    }
+
     /// Returns an entry whose parts are intact.
     pub(crate) fn entry(&self, index: u64) -> Option<Result<Entry, Error>> {
         let (offset, entry) = self.place(index)?;

@@ -67,6 +67,18 @@ impl Log {
         Ok(read)
     }
 
+    /// Returns the LogTime of an entry, also when what it carries is damaged. Where not even its head can be read it
+    /// returns the time of the last sampled entry before it.
+    pub async fn time_of(&self, entry: u64) -> Option<u64> {
+        let in_memory = self.0.shared.index.lock().tail.get(entry).map(|entry| entry.time);
+        if in_memory.is_some() {
+            return in_memory;
+        }
+        let chunk = self.read(|reply| ReadJob::Entries { from: entry, reply }).await.ok();
+        let read = chunk.and_then(|chunk| chunk.time(entry));
+        read.or_else(|| self.0.shared.index.lock().positions.time_before(entry))
+    }
+
     /// Returns between which entries the log passed `time`, as far as the sparse index tells.
     #[must_use]
     pub fn moment(&self, time: u64) -> Moment {

@@ -208,6 +208,11 @@ impl Log {
         result.await.unwrap_or(Err(Error::Closed))
     }
 
+    /// Forgets what was read ahead, so that the next read asks the disk.
+    pub(super) fn forget_read_ahead(&self) {
+        self.0.shared.index.lock().forget_read_ahead(0);
+    }
+
     /// Returns all entries above the purge point.
     pub(super) async fn all(&self) -> Result<Vec<Entry>, Error> {
         let state = self.state();

@@ -90,6 +90,26 @@ fn a_bit_that_flips_anywhere_in_a_sealed_file_is_found_and_costs_one_entry_at_mo
 }
 
 #[test]
+fn the_time_of_a_damaged_entry_is_known_and_that_of_a_lost_one_about() {
+    let bench = bench();
+    let sealed: Vec<SegmentInfo> = bench.log.segments().into_iter().filter(|info| info.sealed).collect();
+    let second = sealed.iter().find(|info| info.number == 2).unwrap();
+    let first = second.first.unwrap();
+    let path = segment::path(&dir(), second.number);
+    let bytes = bench.run(async { Disk::open(&bench.disk, &path).await?.read_at(0, 2000).await }).unwrap();
+    let body = bytes.windows(20).position(|window| window.iter().all(|byte| *byte == window[0] && *byte > 0)).unwrap();
+    // The body of the first entry of the segment; then the head of its frame, which stands a little before it.
+    for (byte, expected) in [(body + 5, first * 1000), (body - 40, first * 1000)] {
+        assert!(bench.disk.flip_bit(&path, 8 * byte as u64));
+        bench.log.applied(ENTRIES);
+        assert!(bench.run(bench.log.read_part(first, 1)).is_err(), "byte {byte}");
+        assert_eq!(bench.run(bench.log.time_of(first)), Some(expected), "byte {byte}");
+        assert!(bench.disk.flip_bit(&path, 8 * byte as u64));
+        bench.log.forget_read_ahead();
+    }
+}
+
+#[test]
 fn the_entries_that_a_salvage_gives_are_those_that_were_not_truncated() {
     let bench = Bench::new(small());
     bench.run(bench.log.append_synced(entries(1, 1..20, 120))).unwrap();
