@@ -13,10 +13,10 @@ const CLIENT: u8 = 1;
 const GROUP: u8 = 2;
 
 /// What a place costs in RAM besides the reader's name, its share of tree nodes included.
-const CURSOR_BYTES: u64 = 56;
+const CURSOR_BYTES: u64 = 64;
 
 /// What the first place costs in RAM: a node with room for eleven.
-const TREE_BYTES: u64 = 216;
+const TREE_BYTES: u64 = 304;
 
 /// Who reads: a client alone, or all members of a group together. A client and a group of one name are two readers.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -118,36 +118,68 @@ impl Start {
     }
 }
 
-/// The places of all readers of one channel: the sequence of the last event that each of them took.
+/// The place of one reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cursor {
+    /// The sequence of the last event that it took.
+    pub(crate) after: u64,
+    /// When it was last used, in nanoseconds.
+    pub(crate) used: u64,
+}
+
+impl Cursor {
+    fn is_stale(&self, first: u64, before: u64) -> bool {
+        self.used < before && self.after.saturating_add(1) < first
+    }
+}
+
+/// The places of all readers of one channel.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cursors {
-    places: BTreeMap<Box<[u8]>, u64>,
+    places: BTreeMap<Box<[u8]>, Cursor>,
     /// Bytes of all names.
     name_bytes: u64,
 }
 
 impl Cursors {
     pub(crate) fn get(&self, reader: &Reader) -> Option<u64> {
-        self.places.get(reader.as_bytes()).copied()
+        self.places.get(reader.as_bytes()).map(|cursor| cursor.after)
     }
 
     /// Puts a reader at a place, wherever it was before.
-    pub(crate) fn set(&mut self, reader: &[u8], after: u64) {
+    pub(crate) fn set(&mut self, reader: &[u8], cursor: Cursor) {
         match self.places.get_mut(reader) {
-            Some(place) => *place = after,
+            Some(place) => *place = cursor,
             None => {
                 self.name_bytes += reader.len() as u64;
-                self.places.insert(reader.into(), after);
+                self.places.insert(reader.into(), cursor);
             }
         }
     }
 
+    /// How many places [`Cursors::forget`] would forget.
+    pub(crate) fn stale(&self, first: u64, before: u64) -> usize {
+        self.places.values().filter(|cursor| cursor.is_stale(first, before)).count()
+    }
+
+    /// Forgets the places that were not used since `before` and whose next event is gone: those before `first` are.
+    pub(crate) fn forget(&mut self, first: u64, before: u64) {
+        let name_bytes = &mut self.name_bytes;
+        self.places.retain(|reader, cursor| {
+            let keep = !cursor.is_stale(first, before);
+            if !keep {
+                *name_bytes -= reader.len() as u64;
+            }
+            keep
+        });
+    }
+
     /// Takes back places that were written down, in order; `None` when one of them cannot be.
-    pub(crate) fn restore(&mut self, reader: &[u8], after: u64) -> Option<()> {
+    pub(crate) fn restore(&mut self, reader: &[u8], cursor: Cursor) -> Option<()> {
         if self.places.last_key_value().is_some_and(|(before, _)| **before >= *reader) {
             return None;
         }
-        self.set(reader, after);
+        self.set(reader, cursor);
         Some(())
     }
 
@@ -156,8 +188,8 @@ impl Cursors {
     }
 
     /// All places, in the order of the readers' keys.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], u64)> {
-        self.places.iter().map(|(reader, after)| (&**reader, *after))
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], Cursor)> {
+        self.places.iter().map(|(reader, cursor)| (&**reader, *cursor))
     }
 
     /// What the places cost in RAM.
@@ -170,7 +202,8 @@ impl Cursors {
 }
 
 /// Writes one place as a snapshot holds it.
-pub(crate) fn put_place(out: &mut BytesMut, reader: &[u8], after: u64) {
+pub(crate) fn put_place(out: &mut BytesMut, reader: &[u8], cursor: Cursor) {
     put_key(out, reader);
-    put_number(out, after);
+    put_number(out, cursor.after);
+    put_number(out, cursor.used);
 }

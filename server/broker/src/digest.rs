@@ -77,9 +77,10 @@ fn add_channel(sum: &mut Checksum, channel: &Channel) {
     }
     add_stretch(sum, stretch);
     sum.word(channel.cursors.len() as u64);
-    for (reader, after) in channel.cursors.iter() {
+    for (reader, cursor) in channel.cursors.iter() {
         sum.slice(reader);
-        sum.word(after);
+        sum.word(cursor.after);
+        sum.word(cursor.used);
     }
     for copy in channel.copies.iter() {
         let flags = u64::from(copy.cleared_policy) | u64::from(copy.fresh) << 1;

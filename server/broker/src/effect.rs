@@ -115,6 +115,11 @@ pub enum Outcome {
         /// It has everything up to this sequence; 0 when the channel is gone.
         after: u64,
     },
+    /// A `ForgetCursors` forgot so many places.
+    Forgotten {
+        /// How many.
+        count: u64,
+    },
     /// Nothing changed.
     Refused(Refusal),
 }

@@ -2,7 +2,7 @@
 //! is the same as for a queue. Who reads, and how fast, is not known here.
 
 use crate::channel::{Channel, ChannelId, Gone};
-use crate::cursors::{Reader, Start};
+use crate::cursors::{Cursor, Reader, Start};
 use crate::effect::{Outcome, Refusal};
 use crate::limits::CURSORS_PER_CHANNEL;
 use crate::name::{Kind, Name};
@@ -48,7 +48,7 @@ impl State {
             let after = channel.cursor(reader).unwrap_or_else(|| channel.place_of(start));
             // What was removed since cannot be read any more.
             let after = after.max(channel.settled.floor() - 1);
-            channel.cursors.set(reader.as_bytes(), after);
+            channel.cursors.set(reader.as_bytes(), Cursor { after, used: applying.time });
             after
         });
         Ok(Outcome::Opened { channel: id, after: after.unwrap_or_default() })
@@ -72,9 +72,21 @@ impl State {
         self.change(id, |channel| {
             channel.last_activity = applying.time;
             channel.count_settled(events, bytes);
-            channel.cursors.set(reader.as_bytes(), after);
+            channel.cursors.set(reader.as_bytes(), Cursor { after, used: applying.time });
         });
         Ok(Outcome::Advanced { after })
+    }
+
+    pub(crate) fn forget_cursors(&mut self, id: ChannelId, before: u64) -> Outcome {
+        let count = self.stored_events(id).map_or(0, |channel| channel.stale_cursors(before));
+        if count > 0 {
+            // That a reader does not come is no use of the channel.
+            self.change(id, |channel| {
+                let first = channel.first_to_miss();
+                channel.cursors.forget(first, before);
+            });
+        }
+        Outcome::Forgotten { count }
     }
 
     fn stored_events(&self, id: ChannelId) -> Option<&Channel> {
@@ -83,6 +95,18 @@ impl State {
 }
 
 impl Channel {
+    /// How many places of readers were not used since `before`, in nanoseconds, and are of no use any more: the event
+    /// behind them is gone, or nothing is stored.
+    #[must_use]
+    pub fn stale_cursors(&self, before: u64) -> u64 {
+        self.cursors.stale(self.first_to_miss(), before) as u64
+    }
+
+    /// The first event that a reader could miss: where nothing is stored, none.
+    fn first_to_miss(&self) -> u64 {
+        self.first_sequence().unwrap_or(u64::MAX)
+    }
+
     fn has_all_cursors(&self) -> bool {
         self.cursors.len() >= CURSORS_PER_CHANNEL
     }

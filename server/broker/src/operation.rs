@@ -27,6 +27,7 @@ const TIDY: u8 = 10;
 const TRIM: u8 = 11;
 const OPEN_CURSOR: u8 = 12;
 const MOVE_CURSOR: u8 = 13;
+const FORGET_CURSORS: u8 = 14;
 
 /// What a [`Operation::Move`] means for the copies that it stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +171,14 @@ pub enum Operation {
         events: u64,
         /// Their size.
         bytes: u64,
+    },
+    /// Forgets the places of readers who did not use them for long and could not go on from there: the events behind
+    /// their places are gone.
+    ForgetCursors {
+        /// The channel; one of another kind is left alone.
+        channel: ChannelId,
+        /// Places that were used at this time or later are kept, in nanoseconds.
+        before: u64,
     },
 }
 
@@ -316,6 +325,11 @@ impl Operation {
                     put_number(out, number);
                 }
             }
+            Self::ForgetCursors { channel, before } => {
+                head(out, FORGET_CURSORS);
+                put_number(out, channel.0);
+                put_number(out, *before);
+            }
         }
     }
 
@@ -331,7 +345,7 @@ impl Operation {
     pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
         let mut rest = bytes.clone();
         let code = take_byte(&mut rest)?;
-        if !(PUBLISH..=MOVE_CURSOR).contains(&code) {
+        if !(PUBLISH..=FORGET_CURSORS).contains(&code) {
             return Err(DecodeError::UnknownCode(code));
         }
         let version = take_byte(&mut rest)?;
@@ -377,6 +391,7 @@ impl Operation {
                     (take_number(&mut rest)?, take_number(&mut rest)?, take_number(&mut rest)?);
                 Self::MoveCursor { channel, reader, after, events, bytes }
             }
+            FORGET_CURSORS => Self::ForgetCursors { channel: take_id(&mut rest)?, before: take_number(&mut rest)? },
             _ => Self::Beat,
         };
         if rest.is_empty() { Ok(operation) } else { Err(DecodeError::Trailing) }
@@ -495,6 +510,7 @@ mod tests {
                 events: 3,
                 bytes: 4000,
             },
+            Operation::ForgetCursors { channel: ChannelId(9), before: 1 << 60 },
         ]
     }
 
@@ -538,7 +554,7 @@ mod tests {
         for (bytes, expected) in [
             (&[][..], DecodeError::Truncated),
             (&[0, 1], DecodeError::UnknownCode(0)),
-            (&[14, 1], DecodeError::UnknownCode(14)),
+            (&[15, 1], DecodeError::UnknownCode(15)),
             (&[9], DecodeError::Truncated),
             (&[9, 2], DecodeError::UnknownVersion { code: 9, version: 2 }),
             (&[6, 1, 9, 1, b'a'], DecodeError::UnknownKind(9)),

@@ -19,7 +19,8 @@ use crate::reference::Reference;
 use crate::runs::{Run, Runs};
 use crate::settled::{Bits, Settled};
 use crate::snapshot::{
-    CHANNEL, COPIES, CURSORS, END, FULL, HEADER, MAGIC, OLDEST_VERSION, ORIGIN, PARTIAL, RESULTS, RUNS, TIMERS, VERSION,
+    CHANNEL, COPIES, CURSORS, END, FULL, HEADER, MAGIC, OLDEST_VERSION, ORIGIN, PARTIAL, RESULTS, RUNS, TIMERS,
+    VERSION, WITHOUT_USE,
 };
 use crate::state::State;
 use crate::timers::{Expiration, Timer};
@@ -145,6 +146,7 @@ struct BuildingOrigin {
 }
 
 struct Reader {
+    version: u8,
     state: State,
     building: Option<Building>,
     origin: Option<BuildingOrigin>,
@@ -165,8 +167,9 @@ pub(crate) fn restore(chunks: impl IntoIterator<Item = Bytes>) -> Result<State, 
         return Err(RestoreError::NotASnapshot);
     }
     header.advance(MAGIC.len());
-    let state = read_header(&mut header)?;
-    let mut reader = Reader { state, building: None, origin: None, delayed: BTreeMap::new(), names: BTreeMap::new() };
+    let (version, state) = read_header(&mut header)?;
+    let mut reader =
+        Reader { version, state, building: None, origin: None, delayed: BTreeMap::new(), names: BTreeMap::new() };
     loop {
         let (tag, mut record, sum) = source.record()?;
         if tag == END {
@@ -187,7 +190,7 @@ pub(crate) fn restore(chunks: impl IntoIterator<Item = Bytes>) -> Result<State, 
     reader.finish()
 }
 
-fn read_header(header: &mut Bytes) -> Result<State, RestoreError> {
+fn read_header(header: &mut Bytes) -> Result<(u8, State), RestoreError> {
     let unreadable = |_| RestoreError::Record(HEADER);
     let version = take_byte(header).map_err(unreadable)?;
     if !(OLDEST_VERSION..=VERSION).contains(&version) {
@@ -205,7 +208,7 @@ fn read_header(header: &mut Bytes) -> Result<State, RestoreError> {
     state.entry = entry;
     state.time = time;
     state.timers.advance(time, &mut Vec::new());
-    Ok(state)
+    Ok((version, state))
 }
 
 impl Reader {
@@ -226,8 +229,9 @@ impl Reader {
             FULL => self.marks(|building| read_full(record, &mut building.full).map_err(unreadable)),
             PARTIAL => self.marks(|building| read_partial(record, &mut building.partial).map_err(unreadable)),
             CURSORS => {
+                let version = self.version;
                 let channel = self.channel()?;
-                read_cursors(record, channel).ok_or(RestoreError::Record(tag))
+                read_cursors(record, version, channel).ok_or(RestoreError::Record(tag))
             }
             RUNS => {
                 let (sealed, runs) = read_runs(record).ok_or(RestoreError::Record(tag))?;
@@ -404,11 +408,12 @@ fn read_partial(record: &mut Bytes, partial: &mut Vec<(u64, Box<Bits>)>) -> Resu
     Ok(())
 }
 
-fn read_cursors(record: &mut Bytes, channel: &mut Channel) -> Option<()> {
+fn read_cursors(record: &mut Bytes, version: u8, channel: &mut Channel) -> Option<()> {
     for _ in 0..take_number(record).ok()? {
         let reader = crate::cursors::Reader::decode(record).ok()?;
         let after = take_number(record).ok().filter(|after| *after < channel.next_sequence())?;
-        channel.cursors.restore(reader.as_bytes(), after)?;
+        let used = if version > WITHOUT_USE { take_number(record).ok()? } else { channel.last_activity };
+        channel.cursors.restore(reader.as_bytes(), crate::cursors::Cursor { after, used })?;
     }
     (channel.kind() == Kind::EventsStore && channel.cursors.len() <= CURSORS_PER_CHANNEL).then_some(())
 }
@@ -507,6 +512,7 @@ fn read_outcome(record: &mut Bytes) -> Option<Outcome> {
         12 => Outcome::Trimmed { count: first },
         13 => Outcome::Opened { channel: ChannelId(first), after: second },
         14 => Outcome::Advanced { after: first },
+        15 => Outcome::Forgotten { count: first },
         _ => return None,
     })
 }

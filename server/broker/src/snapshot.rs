@@ -13,7 +13,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use crate::channel::{Channel, Totals};
 use crate::codec::{Checksum, put_number, put_text};
 use crate::copies::Copy;
-use crate::cursors::put_place;
+use crate::cursors::{Cursor, put_place};
 use crate::effect::{BlockKey, Outcome, Refusal};
 use crate::limits::{SNAPSHOT_CHUNK, SNAPSHOT_RECORD};
 use crate::living::Living;
@@ -23,7 +23,9 @@ use crate::state::State;
 use crate::timers::Timer;
 
 pub(crate) const MAGIC: &[u8; 4] = b"KMQB";
-pub(crate) const VERSION: u8 = 2;
+pub(crate) const VERSION: u8 = 3;
+/// Up to this version places of readers do not say when they were used.
+pub(crate) const WITHOUT_USE: u8 = 2;
 /// Version 1 had no places of readers and is like version 2 otherwise.
 pub(crate) const OLDEST_VERSION: u8 = 1;
 
@@ -233,7 +235,7 @@ impl Writer {
     }
 
     fn cursors(&mut self, channel: &Channel) {
-        let places: Vec<(&[u8], u64)> = channel.cursors.iter().collect();
+        let places: Vec<(&[u8], Cursor)> = channel.cursors.iter().collect();
         for places in places.chunks(CURSORS_PER_RECORD) {
             self.record(CURSORS, |out| {
                 put_number(out, places.len() as u64);
@@ -382,6 +384,7 @@ pub(crate) fn outcome_as_numbers(outcome: Outcome) -> (u8, u64, u64) {
         Outcome::Trimmed { count } => (12, count, 0),
         Outcome::Opened { channel, after } => (13, channel.0, after),
         Outcome::Advanced { after } => (14, after, 0),
+        Outcome::Forgotten { count } => (15, count, 0),
     }
 }
 

@@ -153,6 +153,7 @@ impl State {
             Operation::MoveCursor { channel, reader, after, events, bytes } => {
                 self.move_cursor(channel, &reader, after, (events, bytes), applying)
             }
+            Operation::ForgetCursors { channel, before } => Ok(self.forget_cursors(channel, before)),
         }
     }
 

@@ -644,3 +644,36 @@ fn readers_are_refused_only_when_they_would_take_room() {
     let moved = Operation::MoveCursor { channel, reader: known, after: 0, events: 0, bytes: 0 };
     assert_eq!(broker.apply(moved), Outcome::Advanced { after: 0 });
 }
+
+#[test]
+fn a_place_is_forgotten_when_it_is_old_and_what_comes_next_is_gone() {
+    let mut broker = Broker::new();
+    let [lost, exact, ahead] = ["lost", "exact", "ahead"].map(|client| Reader::client(&name(client)));
+    let Outcome::Opened { channel, .. } = broker.apply(open("e", &lost, Start::New)) else { panic!("opened") };
+    broker.apply_all(&(0..10).map(|_| publish_stored("e", 5)).collect::<Vec<_>>());
+    broker.apply(open("e", &exact, Start::At(4)));
+    broker.apply(open("e", &ahead, Start::At(9)));
+    let used = broker.time;
+    let forget = |before| Operation::ForgetCursors { channel, before };
+    let has = |broker: &Broker, reader| broker.state.channel_by_id(channel).unwrap().cursor(reader);
+    assert_eq!(broker.apply(forget(u64::MAX)), Outcome::Forgotten { count: 0 }, "they can all go on");
+    broker.apply(Operation::Trim { channel, upto: 3 });
+    assert_eq!(broker.apply(forget(1)), Outcome::Forgotten { count: 0 }, "it is not old");
+    assert_eq!(broker.apply(forget(used)), Outcome::Forgotten { count: 1 });
+    assert_eq!([&lost, &exact, &ahead].map(|reader| has(&broker, reader)), [None, Some(3), Some(8)]);
+    // Whoever uses a place keeps it.
+    let moved = Operation::MoveCursor { channel, reader: ahead.clone(), after: 0, events: 0, bytes: 0 };
+    assert_eq!(broker.apply(moved), Outcome::Advanced { after: 8 });
+    let now = broker.time;
+    broker.apply(Operation::Trim { channel, upto: u64::MAX });
+    let restored = kubemq_broker::State::restore(broker.state.snapshot().chunks()).unwrap();
+    broker.state = restored;
+    assert_eq!(broker.apply(forget(now)), Outcome::Forgotten { count: 1 }, "with nothing stored there is no place");
+    assert_eq!([&exact, &ahead].map(|reader| has(&broker, reader)), [None, Some(8)]);
+    assert_eq!(broker.apply(forget(u64::MAX)), Outcome::Forgotten { count: 1 });
+    assert!(broker.state.channel_by_id(channel).unwrap().is_empty());
+    assert_eq!(
+        broker.apply(Operation::ForgetCursors { channel: ChannelId(1), before: 1 }),
+        Outcome::Forgotten { count: 0 }
+    );
+}

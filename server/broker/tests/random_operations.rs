@@ -28,7 +28,7 @@ struct Shape {
     names: Vec<String>,
     kinds: Vec<Kind>,
     /// How often each sort of operation is chosen.
-    weights: [u64; 13],
+    weights: [u64; 14],
     entries: u64,
     /// Most operations in one batch.
     operations: u64,
@@ -51,7 +51,7 @@ impl Shape {
             1 | 2 => vec![Kind::Queue, Kind::EventsStore, Kind::Commands],
             _ => vec![Kind::Queue],
         };
-        let mut weights = [0; 13];
+        let mut weights = [0; 14];
         for weight in &mut weights {
             *weight = [0, 1, 1, 3, 8][random.below(5) as usize];
         }
@@ -260,6 +260,10 @@ impl Inventor<'_> {
                 let (events, bytes) = (self.random.below(5), self.random.below(500));
                 Operation::MoveCursor { channel, reader, after, events, bytes }
             }
+            13 => {
+                let before = if self.random.once_in(3) { u64::MAX } else { self.random.below(time + 1) };
+                Operation::ForgetCursors { channel: self.channel(), before }
+            }
             _ => Operation::Beat,
         };
         into.push(Some(operation));
@@ -427,7 +431,7 @@ fn check_channel(state: &State, expected: &model::Channel, model: &Model) {
     let unused = expected.messages.is_empty() && delayed == 0 && expected.cursors.is_empty();
     assert_eq!(channel.is_empty(), unused);
     for reader in readers() {
-        let place = expected.cursors.iter().find(|(one, _)| *one == reader).map(|(_, after)| *after);
+        let place = expected.cursors.iter().find(|(one, _, _)| *one == reader).map(|(_, after, _)| *after);
         assert_eq!(channel.cursor(&reader), place, "the place of {reader:?}");
     }
     check_reading(channel, expected);

@@ -114,7 +114,8 @@ impl Checked {
             bytes: some(&keys::RETENTION_BYTES),
         };
         // What cannot be read was refused already.
-        Retention { all, rules: retention::parse(&self.text(&keys::RETENTION_RULES)).unwrap_or_default() }
+        let rules = retention::parse(&self.text(&keys::RETENTION_RULES)).unwrap_or_default();
+        Retention { all, rules, places: some(&keys::READER_RETENTION).map(minutes) }
     }
 
     fn live(&self) -> live::Limits {
@@ -233,6 +234,8 @@ mod tests {
         let keep = Keep { age: Some(Duration::from_secs(300)), events: Some(6), bytes: Some(7) };
         assert_eq!(kept.unwrap().retention.all, keep);
         assert_eq!(with(&[("STORE_MAX_RETENTION", "0")]).unwrap().retention.all, Keep::default());
+        let places = |minutes| with(&[("STORE_READER_RETENTION", minutes)]).unwrap().retention.places;
+        assert_eq!((places("2"), places("0")), (Some(Duration::from_secs(120)), None));
         let rules = with(&[("STORE_RETENTION", "a.*: events=5")]).unwrap().retention;
         assert_eq!((rules.of("a.b").events, rules.of("b").events), (Some(5), None));
         assert!(with(&[("STORE_RETENTION", "a.*: events=none")]).is_err());

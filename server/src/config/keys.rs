@@ -216,6 +216,19 @@ pub static RETENTION_RULES: Key = Key {
     since: "0.1",
 };
 
+/// How long the places of readers are kept.
+pub static READER_RETENTION: Key = Key {
+    name: "store.readerRetention",
+    aliases: &[],
+    env: &["STORE_READER_RETENTION"],
+    kind: Kind::Number { min: 0, max: 52_704_000, unit: "minutes" },
+    default: "43200",
+    doc: "How long the place of a client or group in a channel of stored events is kept after its last use; 0: for \
+          ever. A place from which it could still go on without a gap is kept however old it is. A channel keeps \
+          at most 100000 places; beyond it new clients and groups are refused.",
+    since: "0.1",
+};
+
 /// Where gRPC clients connect.
 pub static GRPC_PORT: Key = Key {
     name: "grpc.port",
@@ -508,6 +521,7 @@ pub static KEYS: &[&Key] = &[
     &RETENTION_EVENTS,
     &RETENTION_BYTES,
     &RETENTION_RULES,
+    &READER_RETENTION,
     &GRPC_PORT,
     &GRPC_BIND,
     &GRPC_BODY,

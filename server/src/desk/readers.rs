@@ -61,6 +61,8 @@ struct Place {
     returned: BTreeMap<u64, u64>,
     /// The cursor that was last proposed.
     noted: u64,
+    /// It is proposed again although it did not move: somebody is there.
+    refresh: bool,
 }
 
 /// One subscription.
@@ -171,7 +173,13 @@ impl Readers {
         let member = Arc::new(Member { id: self.next_member, given: Mutex::default() });
         let open = self.open(key)?;
         open.joining -= 1;
-        open.place.get_or_insert_with(|| Place { channel, next: after + 1, returned: BTreeMap::new(), noted: after });
+        open.place.get_or_insert_with(|| Place {
+            channel,
+            next: after + 1,
+            returned: BTreeMap::new(),
+            noted: after,
+            refresh: false,
+        });
         open.members.insert(member.id, Arc::clone(&member));
         Some(member)
     }
@@ -194,6 +202,18 @@ impl Readers {
     /// Returns how many members read `channel`.
     pub(crate) fn count(&self, channel: &str) -> usize {
         self.channels.get(channel).map_or(0, |readers| readers.values().map(|open| open.members.len()).sum())
+    }
+
+    /// Returns how many events were read and wait for the connections of all members.
+    pub(crate) fn waiting_events(&self) -> usize {
+        let members = self.channels.values().flat_map(BTreeMap::values).flat_map(|open| open.members.values());
+        members.map(|member| member.given.lock().events.len()).sum()
+    }
+
+    /// Has every place proposed at the next look, so that it is not forgotten while somebody reads from it.
+    pub(crate) fn refresh(&mut self) {
+        let places = self.channels.values_mut().flat_map(BTreeMap::values_mut).filter_map(|open| open.place.as_mut());
+        places.for_each(|place| place.refresh = true);
     }
 
     /// Has every waiting member look again.
@@ -236,7 +256,7 @@ impl Core {
         };
         if channel.id() != place.channel {
             // It was deleted and made anew: what was given of the former one is nobody's place any more.
-            *place = Place { channel: channel.id(), next: 1, returned: BTreeMap::new(), noted: 0 };
+            *place = Place { channel: channel.id(), next: 1, returned: BTreeMap::new(), noted: 0, refresh: false };
             open.members.values().for_each(|member| member.given.lock().forget_batches());
         }
         let share = if open.members.len() > 1 {
@@ -335,10 +355,11 @@ impl Open {
         let kept = self.members.values().filter_map(|member| member.given.lock().lowest()).min();
         let returned = place.returned.keys().next().copied();
         let after = kept.into_iter().chain(returned).min().unwrap_or(u64::MAX).min(place.next) - 1;
-        if after <= place.noted && events == 0 {
+        if after <= place.noted && events == 0 && !place.refresh {
             return None;
         }
         place.noted = after;
+        place.refresh = false;
         let reader = key.reader.clone();
         let operation = Operation::MoveCursor { channel: place.channel, reader, after, events, bytes };
         Some(Note { key: key.clone(), operation })

@@ -1,4 +1,5 @@
-//! How long stored events are kept: by age, by number and by size, for all channels and for some by name.
+//! How long stored events are kept: by age, by number and by size, for all channels and for some by name. And how long
+//! the places of their readers are.
 //!
 //! The leader looks every ten seconds and proposes what goes. It removes whole ranges, oldest first, and reads only
 //! to find out how old events are.
@@ -6,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use kubemq_broker::{Channel, ChannelId, Kind, Operation};
 
 use super::{Gateway, Unavailable, management};
@@ -31,12 +33,15 @@ pub struct Retention {
     pub all: Keep,
     /// Of channels whose names match a pattern: the first that matches counts.
     pub rules: Vec<(String, Keep)>,
+    /// Places of readers that were not used for longer go, when they are of no use any more; none are kept for ever.
+    pub places: Option<Duration>,
 }
 
 impl Default for Retention {
     fn default() -> Self {
         let week = Duration::from_secs(7 * 24 * 3600);
-        Self { all: Keep { age: Some(week), ..Keep::default() }, rules: Vec::new() }
+        let month = Duration::from_secs(30 * 24 * 3600);
+        Self { all: Keep { age: Some(week), ..Keep::default() }, rules: Vec::new(), places: Some(month) }
     }
 }
 
@@ -96,6 +101,7 @@ pub(crate) async fn trim_what_is_old(gateway: Gateway) {
                 trims.push(Operation::Trim { channel: channel.id, upto }.to_bytes());
             }
         }
+        trims.extend(forgotten(&gateway));
         if !trims.is_empty()
             && let Err(error) = gateway.submit(trims).await
         {
@@ -103,6 +109,16 @@ pub(crate) async fn trim_what_is_old(gateway: Gateway) {
         }
         clock.sleep(EVERY).await;
     }
+}
+
+/// Returns what forgets the places of readers who did not come for too long.
+fn forgotten(gateway: &Gateway) -> Vec<Bytes> {
+    let Some(places) = gateway.retention().places else { return Vec::new() };
+    let before = gateway.time().0.saturating_sub(u64::try_from(places.as_nanos()).unwrap_or(u64::MAX));
+    gateway.with_core(|core| {
+        let channels = core.state.channels(Kind::EventsStore).filter(|channel| channel.stale_cursors(before) > 0);
+        channels.map(|channel| Operation::ForgetCursors { channel: channel.id(), before }.to_bytes()).collect()
+    })
 }
 
 /// The oldest event of each channel and when it was stored, so that nothing is read while nothing grows old.
@@ -125,7 +141,7 @@ impl Oldest {
             // The sparse index tells without reading, for nearly all.
             None if gateway.is_surely_from(channel.id, channel.first, limit) => return Ok(0),
             None => {
-                let time = gateway.event_time(channel.id, channel.first).await?;
+                let time = gateway.stored_at(channel.id, channel.first).await?;
                 // It is gone already: the next look tells more.
                 let Some(time) = time else { return Ok(0) };
                 self.0.insert(channel.id, (channel.first, time));
@@ -141,7 +157,15 @@ impl Oldest {
 
 #[cfg(test)]
 mod tests {
+    use kubemq_broker::{Name, Reader};
+    use kubemq_proto::kubemq::subscribe::{EventsStoreType, SubscribeType};
+    use kubemq_proto::kubemq::{Event, Subscribe};
+    use kubemq_storage::fs::MemoryDisk;
+
     use super::*;
+    use crate::gateway::subscription::Connection;
+    use crate::node::Options;
+    use crate::node::tests::{options, start_with};
 
     #[test]
     fn the_first_rule_that_matches_counts_and_leaves_the_rest_to_all() {
@@ -151,9 +175,59 @@ mod tests {
         };
         let rules = [("a.*", keep(0, 5, 0)), ("a.b", keep(1, 1, 1)), ("x", keep(7, 0, 9))];
         let rules = rules.map(|(pattern, keep)| (pattern.to_owned(), keep)).to_vec();
-        let retention = Retention { all: keep(60, 100, 0), rules };
+        let retention = Retention { all: keep(60, 100, 0), rules, places: None };
         assert_eq!(retention.of("a.b"), keep(60, 5, 0));
         assert_eq!(retention.of("x"), keep(7, 100, 9));
         assert_eq!(retention.of("y"), keep(60, 100, 0));
+    }
+
+    fn subscribe(client: &str, from: EventsStoreType) -> Subscribe {
+        Subscribe {
+            subscribe_type_data: SubscribeType::EventsStore as i32,
+            client_id: client.to_owned(),
+            channel: "e".to_owned(),
+            events_store_type_data: from as i32,
+            ..Subscribe::default()
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn places_of_those_who_stay_away_are_forgotten_and_of_those_who_are_there_are_not() {
+        let all = Keep { events: Some(1), ..Keep::default() };
+        let retention = Retention { all, rules: Vec::new(), places: Some(Duration::from_secs(4)) };
+        let node = start_with(Options { retention, ..options() }, &MemoryDisk::default()).await;
+        let gateway = node.gateway();
+        let subscribed = async |client: &str| {
+            let subscribe = subscribe(client, EventsStoreType::StartFromFirst);
+            gateway.subscribe_stored(&subscribe, Connection::default()).await.unwrap().unwrap()
+        };
+        // Nobody takes anything: one leaves, the other stays.
+        drop(subscribed("gone").await);
+        let stays = subscribed("stays").await;
+        for _ in 0..3 {
+            let event = Event {
+                client_id: "c".to_owned(),
+                channel: "e".to_owned(),
+                body: "x".into(),
+                store: true,
+                ..Event::default()
+            };
+            assert!(gateway.store_event(event).await.unwrap().sent);
+        }
+        let clock = &gateway.runtime().clock;
+        let place = |client: &str| {
+            let reader = Reader::client(&Name::new(client).unwrap());
+            gateway.with_core(|core| core.state.channel(Kind::EventsStore, "e").unwrap().cursor(&reader))
+        };
+        assert_eq!((place("gone"), place("stays")), (Some(0), Some(0)));
+        let forgotten = async {
+            while place("gone").is_some() {
+                clock.sleep(Duration::from_millis(20)).await;
+            }
+        };
+        clock.timeout(Duration::from_secs(60), forgotten).await.unwrap();
+        assert_eq!(place("stays"), Some(0), "somebody is there");
+        drop(stays);
+        node.stop().await;
     }
 }

@@ -151,7 +151,7 @@ impl Gateway {
         while low < high {
             let middle = low + (high - low) / 2;
             // What was trimmed meanwhile is older.
-            if self.event_time(channel, middle).await?.is_some_and(|stored| stored >= time) {
+            if self.stored_at(channel, middle).await?.is_some_and(|stored| stored >= time) {
                 high = middle;
             } else {
                 low = middle + 1;
@@ -160,8 +160,8 @@ impl Gateway {
         Ok(low)
     }
 
-    /// Returns when an event was stored; nothing when it is gone.
-    pub(crate) async fn event_time(&self, channel: ChannelId, sequence: u64) -> Result<Option<u64>, Unavailable> {
+    /// Returns when an event or a queue message was sent; nothing when it is gone.
+    pub(crate) async fn stored_at(&self, channel: ChannelId, sequence: u64) -> Result<Option<u64>, Unavailable> {
         let Some((entry, part)) = self.place_of_event(channel, sequence) else { return Ok(None) };
         match self.0.log.read_part(entry, part).await {
             Ok(read) => Ok(Some(read.time)),

@@ -37,7 +37,8 @@ pub(crate) struct Channel {
     pub(crate) dead_lettered: u64,
     pub(crate) redelivered: u64,
     pub(crate) last_activity: u64,
-    pub(crate) cursors: Vec<(Reader, u64)>,
+    /// Readers, their places, and when they were used.
+    pub(crate) cursors: Vec<(Reader, u64, u64)>,
 }
 
 #[derive(Clone, Debug)]
@@ -85,9 +86,9 @@ pub(crate) struct Model {
 }
 
 impl Channel {
-    fn place(&mut self, reader: &Reader, after: u64) {
-        self.cursors.retain(|(one, _)| one != reader);
-        self.cursors.push((reader.clone(), after));
+    fn place(&mut self, reader: &Reader, after: u64, time: u64) {
+        self.cursors.retain(|(one, _, _)| one != reader);
+        self.cursors.push((reader.clone(), after, time));
     }
 }
 
@@ -289,7 +290,7 @@ impl Model {
                 channel.last_activity = time;
                 let stored = channel.stored;
                 let first = channel.messages.first().map_or(stored + 1, |message| message.sequence);
-                let known = channel.cursors.iter().find(|(one, _)| one == reader).map(|(_, after)| *after);
+                let known = channel.cursors.iter().find(|(one, _, _)| one == reader).map(|(_, after, _)| *after);
                 let after = known.unwrap_or(match start {
                     Start::New => stored,
                     Start::First => first - 1,
@@ -298,7 +299,7 @@ impl Model {
                     Start::At(sequence) => sequence.saturating_sub(1),
                 });
                 let after = after.max(first - 1);
-                channel.place(reader, after);
+                channel.place(reader, after, time);
                 Outcome::Opened { channel: id, after }
             }
             Operation::MoveCursor { channel, reader, after, events, bytes } => {
@@ -309,10 +310,20 @@ impl Model {
                 channel.last_activity = time;
                 channel.settled.0 += events;
                 channel.settled.1 += bytes;
-                let known = channel.cursors.iter().find(|(one, _)| one == reader).map_or(0, |(_, after)| *after);
+                let known = channel.cursors.iter().find(|(one, _, _)| one == reader).map_or(0, |(_, after, _)| *after);
                 let after = known.max(*after.min(&channel.stored));
-                channel.place(reader, after);
+                channel.place(reader, after, time);
                 Outcome::Advanced { after }
+            }
+            Operation::ForgetCursors { channel, before } => {
+                if self.events_store(*channel).is_none() {
+                    return Outcome::Forgotten { count: 0 };
+                }
+                let channel = self.channel(*channel);
+                let (first, known) = (channel.messages.first().map(|message| message.sequence), channel.cursors.len());
+                let misses = |after: u64| first.is_none_or(|first| after + 1 < first);
+                channel.cursors.retain(|(_, after, used)| used >= before || !misses(*after));
+                Outcome::Forgotten { count: (known - channel.cursors.len()) as u64 }
             }
         }
     }
