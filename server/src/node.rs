@@ -234,7 +234,7 @@ async fn form(raft: &Raft, members: BTreeMap<u64, Member>) -> Result<(), StartEr
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use kubemq_proto::kubemq::QueueMessage;
     use kubemq_storage::fs::MemoryDisk;
     use kubemq_storage::index::{MemoryIndex, Opening};
@@ -242,7 +242,7 @@ mod tests {
     use super::*;
     use crate::gateway::Take;
 
-    fn options() -> Options {
+    pub(crate) fn options() -> Options {
         Options {
             data: "/data".into(),
             id: None,
@@ -257,11 +257,12 @@ mod tests {
         }
     }
 
-    async fn start(disk: &MemoryDisk) -> Node {
+    /// Starts a node of its own in memory.
+    pub(crate) async fn start(disk: &MemoryDisk) -> Node {
         start_with(options(), disk).await
     }
 
-    async fn start_with(options: Options, disk: &MemoryDisk) -> Node {
+    pub(crate) async fn start_with(options: Options, disk: &MemoryDisk) -> Node {
         let runtime = Runtime::real();
         let index = IndexWriter::start(|| Ok((MemoryIndex::default(), Opening::Fresh)), &runtime);
         let doors =

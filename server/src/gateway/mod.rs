@@ -11,7 +11,9 @@ pub mod downstream;
 pub mod events;
 mod held;
 mod management;
+mod numbers;
 mod outbox;
+mod publishing;
 pub mod queue_stream;
 mod receive;
 mod requests;
@@ -46,11 +48,11 @@ use self::retention::Retention;
 
 pub(crate) use cursors::keep_places;
 pub use held::{Delivery, Held};
+pub(crate) use numbers::{Numbers, Sender};
 pub(crate) use outbox::Outbox;
 pub use outbox::Submitted;
 pub use receive::Client;
 pub(crate) use retention::trim_what_is_old;
-pub use store::StoreEvents;
 pub use take::{Peeked, Take};
 pub use transactions::Transactions;
 
@@ -84,6 +86,7 @@ struct Inner {
     core: Arc<Mutex<Core>>,
     outbox: Arc<Outbox>,
     leading: watch::Sender<bool>,
+    numbers: Numbers,
     live: Live,
     limits: QueueLimits,
     retention: Retention,
@@ -95,11 +98,24 @@ struct Inner {
 impl Gateway {
     pub(crate) fn new(parts: Parts) -> Self {
         let (leading, _) = watch::channel(false);
+        let numbers = Numbers::default();
         let Parts { runtime, raft, log, core, outbox, live, limits, retention, node } = parts;
         let (damage, scrubber) = (Arc::default(), Scrubber::default());
-        let inner =
-            Inner { runtime, raft, log, core, outbox, leading, live, limits, retention, damage, scrubber, node };
-        Self(Arc::new(inner))
+        Self(Arc::new(Inner {
+            runtime,
+            raft,
+            log,
+            core,
+            outbox,
+            leading,
+            numbers,
+            live,
+            limits,
+            retention,
+            damage,
+            scrubber,
+            node,
+        }))
     }
 
     /// Returns the doors of this node.
@@ -165,7 +181,13 @@ impl Gateway {
     /// Submits encoded operations, ordered with every other call of this gateway. They are in the queue when
     /// this returns; the outcomes, aligned with them, come after they were committed and applied.
     pub fn submit(&self, operations: Vec<Bytes>) -> Submitted {
-        self.0.outbox.submit(operations)
+        self.0.outbox.submit(operations, None)
+    }
+
+    /// Submits operations that must not pass by those that were given to the leadership `epoch`: they are not taken
+    /// when that is over.
+    pub(crate) fn submit_behind(&self, operations: Vec<Bytes>, epoch: Option<u64>) -> Submitted {
+        self.0.outbox.submit(operations, epoch)
     }
 
     /// Reads the replicated state as it is after everything acknowledged before this call.
@@ -212,6 +234,21 @@ impl Gateway {
     /// Returns how long batches took from being formed here to being committed and applied.
     pub(crate) fn commit_latency(&self) -> Arc<Latency> {
         Arc::clone(self.0.outbox.latency())
+    }
+
+    /// Returns how many operations were committed and applied here on behalf of this gateway.
+    pub(crate) fn operations(&self) -> u64 {
+        self.0.outbox.confirmed()
+    }
+
+    /// Returns how many operations wait to be sent to the leader and their bytes, each with its bound.
+    pub(crate) fn outbox_fill(&self) -> [(usize, usize); 2] {
+        self.0.outbox.fill()
+    }
+
+    /// Returns what is counted here.
+    pub(crate) fn numbers(&self) -> &Numbers {
+        &self.0.numbers
     }
 
     /// Returns how many messages readers hold or are settling.
@@ -284,6 +321,7 @@ impl Gateway {
             }
             self.0.outbox.open(epoch);
             self.0.leading.send(true);
+            self.0.numbers.lead();
             tracing::info!(term, "this node leads");
             let moved = status.wait_for(|status| !status.leads() || status.term != term);
             tokio::select! {

@@ -10,6 +10,7 @@ use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -34,6 +35,9 @@ const PENDING_BYTES: usize = 64 * 1024 * 1024;
 /// Operations that wait for a batch before publishers are asked to wait.
 const PENDING_OPERATIONS: usize = 64 * 1024;
 
+/// The epoch of what was not taken. Those of leaders begin at one.
+const NOBODY: u64 = 0;
+
 pub(crate) struct Outbox {
     raft: Node,
     clock: Clock,
@@ -47,6 +51,8 @@ pub(crate) struct Outbox {
     broken: Notify,
     /// From forming a batch to its confirmation.
     latency: Arc<Latency>,
+    /// Operations that were confirmed.
+    confirmed: AtomicU64,
 }
 
 #[derive(Default)]
@@ -95,6 +101,7 @@ impl Outbox {
             idle: Notify::new(),
             broken: Notify::new(),
             latency: Arc::default(),
+            confirmed: AtomicU64::new(0),
         })
     }
 
@@ -130,6 +137,17 @@ impl Outbox {
         &self.latency
     }
 
+    /// Returns how many operations were confirmed.
+    pub(crate) fn confirmed(&self) -> u64 {
+        self.confirmed.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many operations wait for a batch and their bytes, each with its bound.
+    pub(crate) fn fill(&self) -> [(usize, usize); 2] {
+        let inner = self.inner.lock();
+        [(inner.pending_operations, PENDING_OPERATIONS), (inner.pending_bytes, PENDING_BYTES)]
+    }
+
     /// Waits until a batch was not taken. Cancel safe.
     pub(crate) async fn broken(&self) {
         self.broken.notified().await;
@@ -160,31 +178,36 @@ impl Outbox {
         }
     }
 
-    /// Queues `operations` behind everything submitted before. They are in the queue when this returns.
-    pub(crate) fn submit(self: &Arc<Self>, mut operations: Vec<Bytes>) -> Submitted {
+    /// Queues `operations` behind everything submitted before, under the leadership `epoch` if one is named. They are
+    /// in the queue when this returns.
+    pub(crate) fn submit(self: &Arc<Self>, mut operations: Vec<Bytes>, epoch: Option<u64>) -> Submitted {
         let mut chunks = Chunks::default();
+        let mut epoch = epoch;
         while !operations.is_empty() {
             let (count, bytes) = first_chunk(&operations);
             let rest = operations.split_off(count);
             let (answer, receiver) = oneshot::channel();
             chunks.push(receiver);
-            self.enqueue(Submission { operations, bytes, answer });
+            // All of them together: a part must not be taken by the next leader alone.
+            epoch = Some(self.enqueue(Submission { operations, bytes, answer }, epoch));
             operations = rest;
         }
         self.advance();
-        Submitted { chunks, outcomes: Vec::new() }
+        Submitted { chunks, outcomes: Vec::new(), epoch: epoch.unwrap_or(NOBODY) }
     }
 
-    fn enqueue(&self, submission: Submission) {
+    /// Returns the leadership that the submission was given to.
+    fn enqueue(&self, submission: Submission, only: Option<u64>) -> u64 {
         let mut inner = self.inner.lock();
-        if inner.epoch.is_none() {
+        let Some(epoch) = inner.epoch.filter(|epoch| only.is_none_or(|only| only == *epoch)) else {
             drop(inner);
             submission.answer.send(Err(Unavailable::NotLeader)).ok();
-            return;
-        }
+            return NOBODY;
+        };
         inner.pending_operations += submission.operations.len();
         inner.pending_bytes += submission.bytes;
         inner.pending.push_back(submission);
+        epoch
     }
 
     /// Forms and sends batches while the window is open.
@@ -238,6 +261,8 @@ impl Outbox {
         self.advance();
         if let Some(confirmed) = &confirmed {
             self.latency.observe(self.clock.now().since(confirmed.sent));
+            let operations: usize = confirmed.waiting.iter().map(|(count, _)| count).sum();
+            self.confirmed.fetch_add(u64::try_from(operations).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
         let mut start = 0;
         for (count, answer) in confirmed.into_iter().flat_map(|batch| batch.waiting) {
@@ -356,9 +381,15 @@ impl Chunks {
 pub struct Submitted {
     chunks: Chunks,
     outcomes: Vec<Outcome>,
+    epoch: u64,
 }
 
 impl Submitted {
+    /// Returns the leadership that the operations were given to.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// Leaves the operations to themselves: they are committed when the leader stays, and nobody is told.
     pub fn forget(self) {}
 }

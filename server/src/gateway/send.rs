@@ -16,7 +16,7 @@ use kubemq_proto::{id, stored};
 use kubemq_runtime::Random;
 use prost::Message as _;
 
-use super::{Gateway, LEAD_RETRY, Unavailable, WAIT_FOR_LEADER};
+use super::{Gateway, LEAD_RETRY, Sender, Unavailable, WAIT_FOR_LEADER};
 
 /// Bytes that small messages share, so that most of them need no allocation of their own.
 const SHARED_BYTES: usize = 64 * 1024;
@@ -67,6 +67,8 @@ impl Gateway {
                 Err(_) => publishes.fail(&Refusal::PublishTimeout),
             }
         }
+        let refused = publishes.results.iter().filter(|result| result.is_error).count();
+        self.numbers().refuse(Sender::Queues, refused);
         Ok(publishes.results)
     }
 

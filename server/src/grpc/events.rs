@@ -18,7 +18,7 @@ pub(crate) async fn send(door: &Arc<Door>, request: Request<Event>) -> Answer<Ev
     let (gateway, event) = (door.gateway()?, request.into_inner());
     if event.store {
         // What is wrong with the event ends the call; what the store refuses stands in the result.
-        validate::event(&event)?;
+        gateway.check_event(&event)?;
         let result = gateway.store_event(event).await;
         return result.map(Response::new).map_err(|error| unavailable(&error));
     }
