@@ -178,6 +178,12 @@ impl Batcher {
         (state.operations, state.bytes)
     }
 
+    /// Returns how many operations wait and their bytes, each with its bound.
+    pub(crate) fn fill(&self) -> [(usize, usize); 2] {
+        let (operations, bytes) = self.load();
+        [(operations, MOST_OPERATIONS), (bytes, MOST_BYTES)]
+    }
+
     /// Refuses everything from now on.
     pub(crate) fn stop(&self) {
         let queue = {

@@ -261,10 +261,10 @@ impl Node {
         self.0.batcher.submit(batch, deadline, Box::new(refused))
     }
 
-    /// Returns how many operations and bytes wait to be committed.
+    /// Returns how many operations wait to be committed and their bytes, each with its bound.
     #[must_use]
-    pub fn load(&self) -> (usize, usize) {
-        self.0.batcher.load()
+    pub fn fill(&self) -> [(usize, usize); 2] {
+        self.0.batcher.fill()
     }
 
     /// Waits until this node has applied everything that was committed anywhere before the call. One

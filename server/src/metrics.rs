@@ -4,6 +4,9 @@
 //! asks, so a message costs nothing here. Only what nobody else knows is counted in this file. There is no
 //! global registry: [`Metrics`] hangs on its node.
 
+mod ages;
+mod buffers;
+mod families;
 mod live;
 mod process;
 
@@ -13,13 +16,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use kubemq_broker::{Kind, State, Totals};
-use kubemq_storage::index::IndexStats;
-use kubemq_storage::log::{Flush, Stats as LogStats};
+use kubemq_raft::Node as Raft;
+use kubemq_storage::index::{IndexStats, IndexWriter};
+use kubemq_storage::log::{Flush, Log, Stats as LogStats};
 use prometheus::TextEncoder;
-use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{MetricFamily, MetricType};
 
+use self::ages::Ages;
+use self::buffers::Buffer;
+use self::families::{counter, family, gauge, histogram, measured, metric};
 use self::live::LiveNumbers;
-use crate::grpc::Ingest;
+use crate::gateway::{Gateway, Sender};
+use crate::grpc::{Durations, Ingest};
 use crate::node::Node;
 use crate::scrub::ScrubStats;
 
@@ -46,9 +54,19 @@ impl Latency {
         self.nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    fn classes(&self) -> [u64; CLASSES] {
-        std::array::from_fn(|class| self.classes[class].load(Ordering::Relaxed))
+    fn read(&self) -> Observed {
+        Observed {
+            classes: std::array::from_fn(|class| self.classes[class].load(Ordering::Relaxed)),
+            sum: Duration::from_nanos(self.nanos.load(Ordering::Relaxed)),
+        }
     }
+}
+
+/// What a [`Latency`] holds at one moment.
+#[derive(Clone, Copy, Debug)]
+struct Observed {
+    classes: [u64; CLASSES],
+    sum: Duration,
 }
 
 /// What is known of one channel.
@@ -58,11 +76,21 @@ struct ChannelNumbers {
     waiting: u64,
     waiting_bytes: u64,
     readers: u64,
+    /// When something was last stored or taken, in nanoseconds.
+    last_activity: u64,
+    /// The age of the oldest message, when it is known.
+    oldest: Option<Duration>,
 }
 
 /// What is shown of channels of stored events, too.
-const OF_EVENTS_STORE: [&str; 5] =
-    ["kubemq_messages_count", "kubemq_messages_volume", "kubemq_messages_expired", "kubemq_messages_pending", CLIENTS];
+const OF_EVENTS_STORE: [&str; 6] = [
+    "kubemq_messages_count",
+    "kubemq_messages_volume",
+    "kubemq_messages_expired",
+    "kubemq_messages_pending",
+    "kubemq_messages_last_seen",
+    CLIENTS,
+];
 
 /// What is not shown of queues: who polls one now is no subscriber.
 const CLIENTS: &str = "kubemq_clients_count";
@@ -77,6 +105,17 @@ struct Numbers {
     timers: u64,
     index_memory: u64,
     in_flight: u64,
+    polls: u64,
+    /// Events that were read and wait for connections.
+    reading: u64,
+    /// Messages that were refused, by pattern.
+    refused: [(&'static str, u64); 3],
+    /// Requests of streams that are not answered, and their bytes.
+    unanswered: (usize, usize),
+    leaderships: u64,
+    operations: u64,
+    /// How many entries each follower lacks.
+    behind: Vec<(u64, u64)>,
     ingest: u64,
     ingest_waiting: u64,
     passed_over: u64,
@@ -98,66 +137,122 @@ struct Numbers {
 /// Reads the numbers of a node when asked. Clones read the same node.
 #[derive(Clone)]
 pub struct Metrics {
-    /// How long it took from handing a batch to consensus until it was committed and applied.
-    commit: Arc<Latency>,
-    read: Arc<dyn Fn() -> Numbers + Send + Sync>,
+    /// None for a node that has done nothing.
+    sources: Option<Arc<Sources>>,
     host: Arc<str>,
 }
 
+/// Where numbers come from.
+struct Sources {
+    gateway: Gateway,
+    raft: Raft,
+    log: Log,
+    index: IndexWriter,
+    ingest: Ingest,
+    durations: Durations,
+    ages: Ages,
+}
+
 impl Metrics {
-    /// Returns the metrics of `node`, which is named `host` in them and takes requests in from `ingest`.
+    /// Returns the metrics of `node`, which is named `host` in them, takes requests in from `ingest`, and counts in
+    /// `durations` how long they take.
     #[must_use]
-    pub fn new(node: &Node, ingest: &Ingest, host: &str) -> Self {
-        let (gateway, raft, log, index) =
-            (node.gateway().clone(), node.raft().clone(), node.log().clone(), node.index().clone());
-        let commit = gateway.commit_latency();
-        let ingest = ingest.clone();
-        let read = move || {
-            let mut numbers = Numbers::default();
-            gateway.with_core(|core| numbers.read_state(&core.state, |channel| core.desk.readers.count(channel)));
-            numbers.live = LiveNumbers::read(gateway.live());
-            numbers.in_flight = as_u64(gateway.in_flight());
-            (numbers.ingest, numbers.ingest_waiting) = (as_u64(ingest.used()), as_u64(ingest.waiting()));
-            numbers.passed_over = gateway.passed_over();
-            numbers.missing = raft.missing_bodies();
-            numbers.scrub = gateway.scrubber().stats();
-            numbers.log = log.stats();
-            let segments = log.segments();
-            numbers.segments = as_u64(segments.len());
-            numbers.log_bytes = segments.iter().map(|segment| segment.bytes).sum();
-            numbers.free_bytes = log.free_bytes().unwrap_or(0);
-            numbers.nearly_full = u64::from(log.is_nearly_full());
-            numbers.durability = if log.flush() == Flush::Group { "group" } else { "interval" };
-            numbers.index = index.stats();
-            let status = raft.status();
-            numbers.term = status.term;
-            numbers.leads = status.leads();
-            numbers.committed = status.committed.map_or(0, |id| id.index);
-            numbers.applied = status.applied.map_or(0, |id| id.index);
-            numbers
+    pub fn new(node: &Node, ingest: &Ingest, durations: &Durations, host: &str) -> Self {
+        let sources = Sources {
+            gateway: node.gateway().clone(),
+            raft: node.raft().clone(),
+            log: node.log().clone(),
+            index: node.index().clone(),
+            ingest: ingest.clone(),
+            durations: durations.clone(),
+            ages: Ages::default(),
         };
-        Self { commit, read: Arc::new(read), host: host.into() }
+        Self { sources: Some(Arc::new(sources)), host: host.into() }
     }
 
     /// Returns the metrics of a node that has done nothing.
     #[cfg(test)]
     pub(crate) fn for_tests() -> Self {
-        Self { commit: Arc::default(), read: Arc::new(Numbers::default), host: "test".into() }
+        Self { sources: None, host: "test".into() }
     }
 
     /// Returns everything in Prometheus' text format.
-    #[must_use]
-    pub fn render(&self) -> String {
-        let mut families = (self.read)().families(&self.host);
-        families.push(histogram(
-            "kubemq_commit_seconds",
-            "time from handing a batch of operations to consensus until it was applied",
-            self.commit.classes(),
-            Duration::from_nanos(self.commit.nanos.load(Ordering::Relaxed)),
-        ));
+    pub async fn render(&self) -> String {
+        let mut families = match &self.sources {
+            Some(sources) => {
+                let numbers = sources.read().await;
+                let mut families = numbers.families(&self.host);
+                families.extend(buffers::families(&sources.buffers()));
+                families.extend(sources.histograms());
+                families
+            }
+            None => Numbers::default().families(&self.host),
+        };
         families.extend(process::families());
         // Only a family without metrics cannot be written, and none of these is.
         TextEncoder::new().encode_to_string(&families).unwrap_or_default()
+    }
+}
+
+impl Sources {
+    async fn read(&self) -> Numbers {
+        let Self { gateway, raft, log, index, ingest, .. } = self;
+        let mut numbers = Numbers::default();
+        gateway.with_core(|core| {
+            numbers.read_state(&core.state, |channel| core.desk.readers.count(channel));
+            numbers.in_flight = as_u64(core.desk.in_flight());
+            numbers.polls = as_u64(core.desk.waiting_polls());
+            numbers.reading = as_u64(core.desk.readers.waiting_events());
+        });
+        for (queue, age) in self.ages.read(gateway).await {
+            if let Some(numbers) = numbers.queues.get_mut(&queue) {
+                numbers.oldest = Some(Duration::from_nanos(age));
+            }
+        }
+        numbers.live = LiveNumbers::read(gateway.live());
+        numbers.refused = Sender::ALL.map(|sender| (sender.name(), gateway.numbers().refused(sender)));
+        numbers.unanswered = gateway.numbers().unanswered();
+        numbers.leaderships = gateway.numbers().leaderships();
+        numbers.operations = gateway.operations();
+        (numbers.ingest, numbers.ingest_waiting) = (as_u64(ingest.used()), as_u64(ingest.waiting()));
+        numbers.passed_over = gateway.passed_over();
+        numbers.missing = raft.missing_bodies();
+        numbers.scrub = gateway.scrubber().stats();
+        numbers.log = log.stats();
+        let segments = log.segments();
+        numbers.segments = as_u64(segments.len());
+        numbers.log_bytes = segments.iter().map(|segment| segment.bytes).sum();
+        numbers.free_bytes = log.free_bytes().unwrap_or(0);
+        numbers.nearly_full = u64::from(log.is_nearly_full());
+        numbers.durability = if log.flush() == Flush::Group { "group" } else { "interval" };
+        numbers.index = index.stats();
+        let status = raft.status();
+        numbers.term = status.term;
+        numbers.leads = status.leads();
+        numbers.committed = status.committed.map_or(0, |id| id.index);
+        numbers.applied = status.applied.map_or(0, |id| id.index);
+        let last = status.last.unwrap_or(0);
+        let behind = |(id, matched): (&u64, &Option<u64>)| (*id, last.saturating_sub(matched.unwrap_or(0)));
+        numbers.behind = status.matched.iter().filter(|(id, _)| **id != status.node).map(behind).collect();
+        numbers
+    }
+
+    fn buffers(&self) -> Vec<Buffer> {
+        buffers::of(&self.gateway, &self.raft, &self.log, &self.ingest)
+    }
+
+    fn histograms(&self) -> [MetricFamily; 2] {
+        let commit = histogram(
+            "kubemq_commit_seconds",
+            "time from handing a batch of operations to consensus until it was applied",
+            &[(Vec::new(), self.gateway.commit_latency().read())],
+        );
+        let calls = self
+            .durations
+            .iter()
+            .map(|(method, latency)| (vec![("interface", "grpc"), ("method", method)], latency.read()));
+        let help = "time that calls took that are answered once; receiving includes waiting";
+        [commit, histogram("kubemq_request_duration_seconds", help, &calls.collect::<Vec<_>>())]
     }
 }
 
@@ -172,6 +267,7 @@ impl Numbers {
                     None => all.entry(name.to_owned()).or_default(),
                 };
                 numbers.add(channel.totals(), channel.waiting(), channel.waiting_bytes());
+                numbers.last_activity = numbers.last_activity.max(channel.last_activity());
                 if kind == Kind::EventsStore {
                     numbers.readers += as_u64(readers(channel.name()));
                 }
@@ -185,11 +281,25 @@ impl Numbers {
     fn families(&self, host: &str) -> Vec<MetricFamily> {
         let mut families = self.message_families(host);
         self.live.add_to(&mut families, host);
+        self.add_refused(&mut families, host);
+        families.extend(self.queue_families(host));
+        let (classes, sum) = (self.log.fdatasync_latency, Duration::from_nanos(self.log.fdatasync_nanos));
+        let flushes = Observed { classes, sum };
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         families.push(gauge("kubemq_build_info", "version of the program", &version, 1));
         families.extend([
             gauge("kubemq_channels", "channels of all kinds", &[], self.channels),
             gauge("kubemq_queue_inflight", "messages that receivers hold", &[], self.in_flight),
+            gauge("kubemq_queue_polls", "receivers that wait for messages", &[], self.polls),
+            gauge("kubemq_readers_waiting_events", "stored events read ahead for connections", &[], self.reading),
+            gauge(
+                "kubemq_stream_unanswered_requests",
+                "requests on streams that wait for their outcome",
+                &[],
+                as_u64(self.unanswered.0),
+            ),
+            gauge("kubemq_stream_unanswered_bytes", "what they want stored", &[], as_u64(self.unanswered.1)),
+            counter("kubemq_operations_total", "messages and settlements committed for clients", &[], self.operations),
             gauge("kubemq_ingest_bytes", "memory of large requests on their way in", &[], self.ingest),
             gauge("kubemq_ingest_waiting", "large requests that wait for their turn", &[], self.ingest_waiting),
             counter(
@@ -228,19 +338,47 @@ impl Numbers {
             gauge("kubemq_raft_leader", "1 on the node that leads", &[], u64::from(self.leads)),
             gauge("kubemq_raft_committed_index", "last entry known to be committed", &[], self.committed),
             gauge("kubemq_raft_applied_index", "last entry applied here", &[], self.applied),
-            histogram(
-                "kubemq_log_fdatasync_seconds",
-                "time that flushes of the log took",
-                self.log.fdatasync_latency,
-                Duration::from_nanos(self.log.fdatasync_nanos),
-            ),
+            counter("kubemq_raft_leader_changes_total", "times that this node came to lead", &[], self.leaderships),
+            self.lag_family(),
+            histogram("kubemq_log_fdatasync_seconds", "time that flushes of the log took", &[(Vec::new(), flushes)]),
         ]);
+        // Of some there may be nothing to tell.
+        families.retain(|family| !family.get_metric().is_empty());
         families
+    }
+
+    /// Adds what was refused to what requests count as errors.
+    fn add_refused(&self, families: &mut Vec<MetricFamily>, host: &str) {
+        let refused = self.refused.iter().filter(|(name, _)| !name.is_empty());
+        let metrics =
+            refused.map(|(name, count)| metric(MetricType::COUNTER, &live::labels(host, name, "send", ""), *count));
+        live::add(families, live::ERRORS, live::ERRORS_HELP, MetricType::COUNTER, metrics.collect());
+    }
+
+    /// What only queues have.
+    fn queue_families(&self, host: &str) -> [MetricFamily; 2] {
+        let labels = |queue| live::labels(host, "queues", "send", queue);
+        let depth =
+            self.queues.iter().map(|(queue, numbers)| metric(MetricType::GAUGE, &labels(queue), numbers.waiting));
+        let aged = self.queues.iter().filter_map(|(queue, numbers)| Some((queue, numbers.oldest?)));
+        let ages = aged.map(|(queue, age)| measured(&labels(queue), age.as_secs_f64()));
+        let (help, age_help) = ("messages stored and not settled", "age of the oldest message, since it was sent");
+        [
+            family("kubemq_queue_depth", help, MetricType::GAUGE, depth.collect()),
+            family("kubemq_queue_oldest_age_seconds", age_help, MetricType::GAUGE, ages.collect()),
+        ]
+    }
+
+    fn lag_family(&self) -> MetricFamily {
+        let metrics =
+            self.behind.iter().map(|(id, behind)| metric(MetricType::GAUGE, &[("peer", &id.to_string())], *behind));
+        let help = "entries that a follower lacks, on the node that leads";
+        family("kubemq_raft_follower_lag_entries", help, MetricType::GAUGE, metrics.collect())
     }
 
     fn message_families(&self, host: &str) -> Vec<MetricFamily> {
         type Read = fn(&ChannelNumbers) -> u64;
-        let rows: [(&str, &str, MetricType, &str, Read); 10] = [
+        let rows: [(&str, &str, MetricType, &str, Read); 11] = [
             (
                 "kubemq_messages_count",
                 "counts messages per node,type,side,channel: stored on the side send, settled or read on the side receive",
@@ -277,6 +415,13 @@ impl Numbers {
                 MetricType::GAUGE,
                 "send",
                 |numbers| numbers.waiting,
+            ),
+            (
+                "kubemq_messages_last_seen",
+                "time of last seen message per node,type,side,channel, in milliseconds since the Unix epoch",
+                MetricType::GAUGE,
+                "send",
+                |numbers| numbers.last_activity / 1_000_000,
             ),
             (
                 "kubemq_dead_letter_total",
@@ -344,62 +489,6 @@ fn as_u64(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
 
-fn gauge(name: &str, help: &str, labels: &[(&str, &str)], value: u64) -> MetricFamily {
-    family(name, help, MetricType::GAUGE, vec![metric(MetricType::GAUGE, labels, value)])
-}
-
-fn counter(name: &str, help: &str, labels: &[(&str, &str)], value: u64) -> MetricFamily {
-    family(name, help, MetricType::COUNTER, vec![metric(MetricType::COUNTER, labels, value)])
-}
-
-fn histogram(name: &str, help: &str, classes: [u64; CLASSES], sum: Duration) -> MetricFamily {
-    let mut count = 0;
-    let buckets = classes.iter().enumerate().take(CLASSES - 1).map(|(class, more)| {
-        count += more;
-        let mut bucket = Bucket::default();
-        bucket.set_cumulative_count(count);
-        bucket.set_upper_bound(Duration::from_micros(1 << class).as_secs_f64());
-        bucket
-    });
-    let mut histogram = Histogram::default();
-    histogram.set_bucket(buckets.collect());
-    histogram.set_sample_count(classes.iter().sum());
-    histogram.set_sample_sum(sum.as_secs_f64());
-    let mut metric = Metric::default();
-    metric.set_histogram(histogram);
-    family(name, help, MetricType::HISTOGRAM, vec![metric])
-}
-
-fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
-    let mut family = MetricFamily::default();
-    family.set_name(name.to_owned());
-    family.set_help(help.to_owned());
-    family.set_field_type(kind);
-    family.set_metric(metrics);
-    family
-}
-
-#[expect(clippy::cast_precision_loss, reason = "Prometheus' numbers are floating-point numbers")]
-fn metric(kind: MetricType, labels: &[(&str, &str)], value: u64) -> Metric {
-    let labels = labels.iter().map(|(name, value)| {
-        let mut label = LabelPair::default();
-        label.set_name((*name).to_owned());
-        label.set_value((*value).to_owned());
-        label
-    });
-    let mut metric = Metric::from_label(labels.collect());
-    if kind == MetricType::COUNTER {
-        let mut counter = Counter::default();
-        counter.set_value(value as f64);
-        metric.set_counter(counter);
-    } else {
-        let mut gauge = Gauge::default();
-        gauge.set_value(value as f64);
-        metric.set_gauge(gauge);
-    }
-    metric
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -407,7 +496,7 @@ mod tests {
 
     fn sample() -> Numbers {
         let totals = Totals { sent: 7, settled: 4, dead_lettered: 1, delayed: 2, ..Totals::default() };
-        let orders = ChannelNumbers { totals, waiting: 3, waiting_bytes: 99, readers: 0 };
+        let orders = ChannelNumbers { totals, waiting: 3, waiting_bytes: 99, ..ChannelNumbers::default() };
         let read = ChannelNumbers { readers: 2, ..orders };
         let mut numbers = Numbers {
             queues: [("orders".to_owned(), orders)].into(),
@@ -468,7 +557,7 @@ mod tests {
         for micros in [0, 1, 2, 100, u64::MAX / 1000] {
             latency.observe(Duration::from_micros(micros));
         }
-        let classes = latency.classes();
+        let classes = latency.read().classes;
         assert_eq!((classes[0], classes[1], classes[2], classes[7], classes[CLASSES - 1]), (1, 1, 1, 1, 1));
     }
 }

@@ -10,7 +10,7 @@ pub(super) async fn metrics(State(shared): State<Shared>) -> Response {
     match shared.stage() {
         Stage::Serving(served) => {
             let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-            (kind, served.metrics.render()).into_response()
+            (kind, served.metrics.render().await).into_response()
         }
         // A scraper that is told nothing keeps what it has; one that is told zeros draws them.
         Stage::Starting | Stage::Stopping | Stage::Failed => {

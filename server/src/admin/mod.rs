@@ -13,7 +13,7 @@ use axum::routing::get;
 use kubemq_runtime::sync::watch;
 use tokio::net::TcpListener;
 
-use crate::grpc::Ingest;
+use crate::grpc::{Durations, Ingest};
 use crate::metrics::Metrics;
 use crate::node::Node;
 
@@ -41,13 +41,13 @@ pub struct Served {
 }
 
 impl Served {
-    /// Returns what can be asked of `node`, which is named `host` in its metrics and takes requests in from
-    /// `ingest`.
+    /// Returns what can be asked of `node`, which is named `host` in its metrics, takes requests in from
+    /// `ingest`, and counts in `durations` how long they take.
     #[must_use]
-    pub fn new(node: &Node, ingest: &Ingest, host: &str) -> Self {
+    pub fn new(node: &Node, ingest: &Ingest, durations: &Durations, host: &str) -> Self {
         let raft = node.raft().clone();
         let readiness = Readiness::new(move || raft.status().leader.is_some());
-        Self { readiness, metrics: Metrics::new(node, ingest, host) }
+        Self { readiness, metrics: Metrics::new(node, ingest, durations, host) }
     }
 }
 

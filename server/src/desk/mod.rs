@@ -314,6 +314,11 @@ impl Desk {
         self.channels.values().map(|channel| channel.out.len()).sum()
     }
 
+    /// Returns how many polls wait for messages.
+    pub(crate) fn waiting_polls(&self) -> usize {
+        self.polls.len()
+    }
+
     fn settled(&mut self, id: ChannelId, sequences: impl Iterator<Item = u64>) {
         let Some(desk) = self.channels.get_mut(&id) else { return };
         for sequence in sequences {

@@ -71,13 +71,14 @@ where
         }
         let is_stream = method.is_some_and(|method| STREAMS.contains(&method));
         let clock = self.door.runtime.clock.clone();
+        let timed = method.and_then(|method| self.door.durations.begin(method, &clock));
         let deadline: Option<Instant> = timeout(request.headers()).map(|timeout| clock.now() + timeout);
         let under_way = self.door.enter();
         let paid = Paid::default();
         let request = request.map(|body| Body::new(self.door.meter(body, is_stream, paid.clone())));
         let answer = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         Box::pin(async move {
-            let _call = (under_way, paid);
+            let _call = (under_way, paid, timed);
             let answer = match deadline {
                 None => answer.await,
                 // The library has a timer of its own, with a status that clients take for a lost server: this

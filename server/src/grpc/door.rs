@@ -8,6 +8,7 @@ use kubemq_runtime::sync::{Notify, watch};
 use kubemq_runtime::{Instant, Runtime, UnixNanos};
 use tonic::body::Body;
 
+use super::durations::Durations;
 use super::ingest::{Ingest, Metered, Paid};
 use crate::gateway::stream::Stop;
 use crate::gateway::{Gateway, Transactions};
@@ -40,6 +41,7 @@ pub(crate) struct Door {
     pub(crate) transactions: Transactions,
     pub(crate) stop: Stop,
     ingest: Ingest,
+    pub(crate) durations: Durations,
     /// The largest message, in bytes.
     largest: usize,
     phase: watch::Receiver<Phase>,
@@ -51,7 +53,7 @@ impl Door {
     pub(crate) fn new(
         runtime: Runtime,
         identity: Identity,
-        (ingest, largest): (Ingest, usize),
+        (ingest, durations, largest): (Ingest, Durations, usize),
         phase: watch::Receiver<Phase>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -60,6 +62,7 @@ impl Door {
             transactions: Transactions::default(),
             stop: Stop::new(),
             ingest,
+            durations,
             largest,
             phase,
             under_way: AtomicUsize::new(0),

@@ -61,6 +61,12 @@ impl Ingest {
         Self(Arc::new(Budget { units, total, waiting: AtomicUsize::new(0), stall }))
     }
 
+    /// Returns the bytes that there are.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.0.total * UNIT
+    }
+
     /// Returns the bytes that are taken.
     #[must_use]
     pub fn used(&self) -> usize {

@@ -9,6 +9,7 @@ mod calls;
 mod connection;
 mod door;
 mod downstream;
+mod durations;
 mod events;
 mod ingest;
 mod management;
@@ -34,6 +35,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) use door::Door;
 pub use door::Phase;
+pub use durations::Durations;
 pub use ingest::Ingest;
 use outgoing::Outgoing;
 use subscription::Frames;

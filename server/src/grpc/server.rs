@@ -16,7 +16,7 @@ use tonic::transport::server::TcpIncoming;
 use super::calls::CallsLayer;
 use super::connection::Watched;
 use super::door::Identity;
-use super::{Door, Ingest, Phase, Service};
+use super::{Door, Durations, Ingest, Phase, Service};
 
 /// What one stream may have on its way unread.
 const STREAM_WINDOW: u32 = 1024 * 1024;
@@ -32,6 +32,16 @@ const MAX_STREAMS: u32 = 1_000_000;
 const CANCELLED_STREAMS: usize = 1024;
 /// How often a silent connection is asked whether it is still there, and how long it may take to answer.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
+/// How the kernel probes a silent connection. A machine that vanished is noticed after eleven seconds: until then the
+/// ids of its clients are taken. (A process that stands still answers to these; see [`KEEP_ALIVE`].)
+const PROBES: Probes = Probes { after: Duration::from_secs(5), every: Duration::from_secs(2), most: 3 };
+
+struct Probes {
+    after: Duration,
+    every: Duration,
+    most: u32,
+}
+
 /// How long calls that are under way may go on when the server stops.
 const FINISH: Duration = Duration::from_secs(5);
 /// How long connections may take to close after that.
@@ -44,6 +54,8 @@ pub struct Options {
     pub max_message_bytes: usize,
     /// What requests pay for before they are buffered.
     pub ingest: Ingest,
+    /// Where it is counted how long calls took.
+    pub durations: Durations,
     /// The name under which the node answers pings; empty for a neutral one.
     pub host: String,
     /// The version that clients are told, which they compare with those they know.
@@ -55,6 +67,7 @@ impl Default for Options {
         Self {
             max_message_bytes: 100 * 1024 * 1024,
             ingest: Ingest::new(256 * 1024 * 1024),
+            durations: Durations::default(),
             host: String::new(),
             version: "2.6.0".to_owned(),
         }
@@ -91,7 +104,7 @@ pub async fn serve(
         started_at: runtime.clock.now(),
     };
     let clock = runtime.clock.clone();
-    let door = Door::new(runtime, identity, (options.ingest, options.max_message_bytes), phase);
+    let door = Door::new(runtime, identity, (options.ingest, options.durations, options.max_message_bytes), phase);
     let service = KubemqServer::new(Service { door: Arc::clone(&door) })
         .max_decoding_message_size(options.max_message_bytes)
         .max_encoding_message_size(options.max_message_bytes)
@@ -100,6 +113,9 @@ pub async fn serve(
         || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET);
     // Without this every small answer waits for the client's acknowledgement of the one before.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let Probes { after, every, most } = PROBES;
+    let incoming = incoming.with_keepalive(Some(after)).with_keepalive_interval(Some(every));
+    let incoming = incoming.with_keepalive_retries(Some(most));
     let watched = clock.clone();
     let incoming = incoming.map(move |accepted| accepted.map(|bytes| Watched::new(bytes, watched.clone())));
     let (stopped, mut is_stopped) = watch::channel(false);

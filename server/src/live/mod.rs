@@ -210,6 +210,12 @@ impl Live {
         self.routes(pattern).forget(channel);
     }
 
+    /// Returns the bounds.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
     /// Returns what is held now.
     #[must_use]
     pub fn totals(&self) -> Totals {

@@ -23,6 +23,12 @@ struct Row {
     read: fn(&Counted) -> u64,
 }
 
+/// What went wrong, of all patterns.
+pub(super) const ERRORS: &str = "kubemq_errors_count";
+/// Its help.
+pub(super) const ERRORS_HELP: &str = "counts errors per node,type,side,channel: requests that nobody answered in time \
+                                      or executed, and, without a channel, messages that were refused";
+
 const ROWS: [Row; 8] = [
     Row {
         name: "kubemq_messages_count",
@@ -52,13 +58,7 @@ const ROWS: [Row; 8] = [
         side: "receive",
         read: |counted| counted.delivered_bytes,
     },
-    Row {
-        name: "kubemq_errors_count",
-        help: "counts errors per node,type,side,channel: requests that nobody answered in time or executed",
-        kind: MetricType::COUNTER,
-        side: "send",
-        read: |counted| counted.errors,
-    },
+    Row { name: ERRORS, help: ERRORS_HELP, kind: MetricType::COUNTER, side: "send", read: |counted| counted.errors },
     Row {
         name: "kubemq_messages_last_seen",
         help: "time of last seen message per node,type,side,channel, in milliseconds since the Unix epoch",
@@ -131,11 +131,16 @@ impl LiveNumbers {
     }
 }
 
-fn labels<'a>(host: &'a str, kind: &'a str, side: &'a str, channel: &'a str) -> [(&'static str, &'a str); 5] {
+pub(super) fn labels<'a>(
+    host: &'a str,
+    kind: &'a str,
+    side: &'a str,
+    channel: &'a str,
+) -> [(&'static str, &'a str); 5] {
     [("node", host), ("client_id", ""), ("type", kind), ("side", side), ("channel", channel)]
 }
 
-fn add(
+pub(super) fn add(
     families: &mut Vec<MetricFamily>,
     name: &str,
     help: &str,

@@ -25,10 +25,27 @@ pub(super) fn families() -> Vec<MetricFamily> {
     if let Some(seconds) = std::fs::read_to_string("/proc/self/stat").ok().as_deref().and_then(processor_seconds) {
         families.push(counter("process_cpu_seconds_total", "processor time used", &[], seconds));
     }
+    if let Some(seconds) = started() {
+        let help = "start of the process, in seconds since the Unix epoch";
+        families.push(gauge("process_start_time_seconds", help, &[], seconds));
+    }
     if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
         families.push(gauge("process_open_fds", "open files and connections", &[], super::as_u64(open.count())));
     }
     families
+}
+
+/// Returns when the process started: so many ticks after the machine did.
+fn started() -> Option<u64> {
+    let line = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let machine = std::fs::read_to_string("/proc/stat").ok()?;
+    let machine = machine.lines().find_map(|line| line.strip_prefix("btime "))?;
+    Some(machine.trim().parse::<u64>().ok()? + ticks_to_start(&line)? / TICKS_PER_SECOND)
+}
+
+/// Returns the start of a process out of the kernel's line about it.
+fn ticks_to_start(line: &str) -> Option<u64> {
+    line.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// Returns user and system time out of the kernel's line about a process.
@@ -46,11 +63,16 @@ mod tests {
     #[test]
     fn the_kernel_is_understood() {
         let line = "42 (a name) with ) S 1 42 42 0 -1 4194560 100 0 0 0 250 151 0 0 20 0 4 0 12345 1000000 200 1 0";
-        assert_eq!(processor_seconds(line), Some(4));
+        assert_eq!((processor_seconds(line), ticks_to_start(line)), (Some(4), Some(12345)));
         let families = families();
         let names: Vec<_> = families.iter().map(MetricFamily::name).collect();
-        let known =
-            ["process_resident_memory_bytes", "process_threads", "process_cpu_seconds_total", "process_open_fds"];
+        let known = [
+            "process_resident_memory_bytes",
+            "process_threads",
+            "process_cpu_seconds_total",
+            "process_start_time_seconds",
+            "process_open_fds",
+        ];
         assert_eq!(names, known);
         assert!(families[0].get_metric()[0].get_gauge().get_value() > 100_000.0);
     }

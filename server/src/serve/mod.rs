@@ -28,7 +28,7 @@ use self::signals::Signals;
 use crate::admin::{self, Served, Stage};
 use crate::config::Config;
 use crate::data_dir::{DataDir, DataDirError};
-use crate::grpc::{Ingest, Phase, server as grpc};
+use crate::grpc::{Durations, Ingest, Phase, server as grpc};
 use crate::node::{Doors, Formation, Node, Options, StartError};
 use crate::power::{self, Running};
 
@@ -110,11 +110,13 @@ pub async fn run(config: Config, runtime: Runtime) -> Result<(), Stopped> {
     };
     let (listener, grpc_address) = grpc.listen()?;
     let ingest = Ingest::new(config.memory.ingest_bytes);
-    stage.send(Stage::Serving(Served::new(&node, &ingest, &config.host)));
+    let durations = Durations::default();
+    stage.send(Stage::Serving(Served::new(&node, &ingest, &durations, &config.host)));
     let (phase, phases) = watch::channel(Phase::Serving(node.gateway().clone()));
     let options = grpc::Options {
         max_message_bytes: config.grpc.body_limit,
         ingest,
+        durations,
         host: config.host.clone(),
         ..grpc::Options::default()
     };

@@ -445,7 +445,7 @@ impl Log {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let tail_bytes = self.0.shared.index.lock().tail.bytes();
-        self.0.shared.counts.stats(tail_bytes)
+        self.0.shared.counts.stats(tail_bytes, self.0.shared.options.tail_cache_bytes)
     }
 
     /// Returns when the log is flushed.

@@ -23,6 +23,8 @@ pub struct Stats {
     pub marks: u64,
     /// Bytes of entries in the tail cache.
     pub tail_bytes: u64,
+    /// Beyond so many the oldest are given up.
+    pub tail_most: u64,
     /// Reads that went to a file.
     pub file_reads: u64,
     /// Bytes of groups that are written and not flushed yet.
@@ -61,7 +63,7 @@ impl Counts {
         Self::add(&self.latency[class.min(CLASSES - 1)], 1);
     }
 
-    pub(crate) fn stats(&self, tail_bytes: u64) -> Stats {
+    pub(crate) fn stats(&self, tail_bytes: u64, tail_most: u64) -> Stats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
             groups: read(&self.groups),
@@ -71,6 +73,7 @@ impl Counts {
             fdatasyncs: read(&self.fdatasyncs),
             marks: read(&self.marks),
             tail_bytes,
+            tail_most,
             unflushed_bytes: read(&self.unflushed),
             file_reads: read(&self.file_reads),
             fdatasync_nanos: read(&self.latency_nanos),

@@ -1,0 +1,314 @@
+//! Promise: each number that README.md names stands in `/metrics`, none stands there unnamed, and traffic moves them.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking with what it saw")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use kubemq_proto::kubemq::request::RequestType;
+use kubemq_proto::kubemq::subscribe::SubscribeType;
+use kubemq_proto::kubemq::{QueueMessagePolicy, QueuesDownstreamRequestType, Request};
+use kubemq_tests::client::{message, message_with, settle};
+use kubemq_tests::http::http_get;
+use kubemq_tests::live::{event, executed, request};
+use kubemq_tests::process::Options;
+use kubemq_tests::stored::{from_first, stored};
+use kubemq_tests::wait::SOON;
+use kubemq_tests::{Client, Server, wait_until};
+
+/// Of these nothing but their presence can be asked of one node in a moment.
+const STILL: [&str; 15] = [
+    // It is what it is.
+    "kubemq_build_info",
+    // Nothing is wrong with the disk, see damaged_messages.rs.
+    "kubemq_store_nearly_full",
+    "kubemq_damaged_messages_total",
+    "kubemq_missing_bodies",
+    "kubemq_scrub_read_bytes_total",
+    "kubemq_scrub_damaged",
+    "kubemq_scrub_last_pass_seconds",
+    "kubemq_index_refused_total",
+    // Nothing large enough, see large_uploads.rs.
+    "kubemq_index_blocks",
+    "kubemq_index_disk_bytes",
+    "kubemq_ingest_bytes",
+    "kubemq_ingest_waiting",
+    // Gone again too quickly to be seen for sure.
+    "kubemq_stream_unanswered_requests",
+    "kubemq_stream_unanswered_bytes",
+    "kubemq_readers_waiting_events",
+];
+/// Only clusters have these.
+const OF_CLUSTERS: [&str; 1] = ["kubemq_raft_follower_lag_entries"];
+
+/// What a scrape says: a value for each name and its labels.
+struct Scrape(BTreeMap<String, f64>);
+
+impl Scrape {
+    fn of(server: &Server) -> Self {
+        let (status, text) = http_get(&server.http(), "/metrics").unwrap();
+        assert_eq!(status, 200, "{text}");
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        Self(
+            lines
+                .map(|line| line.rsplit_once(' ').unwrap())
+                .map(|(key, value)| (key.to_owned(), value.parse().unwrap()))
+                .collect(),
+        )
+    }
+
+    /// Returns the sum of a name's values over all labels that contain each of `labels`.
+    fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        let named = self.0.iter().filter(|(key, _)| key.split('{').next() == Some(name));
+        named.filter(|(key, _)| labels.iter().all(|label| key.contains(label))).map(|(_, value)| value).sum()
+    }
+
+    /// Returns the names, a histogram's once.
+    fn names(&self) -> BTreeSet<String> {
+        let name = |key: &str| key.split('{').next().unwrap().to_owned();
+        let mut names: BTreeSet<String> = self.0.keys().map(|key| name(key)).collect();
+        let histograms: Vec<String> =
+            names.iter().filter_map(|name| name.strip_suffix("_bucket")).map(str::to_owned).collect();
+        for histogram in histograms {
+            for part in ["_bucket", "_sum", "_count"] {
+                names.remove(&format!("{histogram}{part}"));
+            }
+            names.insert(histogram);
+        }
+        names
+    }
+}
+
+/// Returns the names that the README's list of metrics holds.
+fn documented() -> BTreeSet<String> {
+    let readme = include_str!("../../README.md");
+    let section = readme.split("\n## Metrics\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let quoted = section.split('`').skip(1).step_by(2);
+    quoted.filter(|word| word.starts_with("kubemq_") || word.starts_with("process_")).map(str::to_owned).collect()
+}
+
+/// What was seen to move.
+struct Watch {
+    server: Server,
+    before: Scrape,
+    moved: BTreeSet<String>,
+}
+
+impl Watch {
+    /// Waits until the sum of a name's values is what `is` says of it and of the sum at the beginning.
+    async fn until(&mut self, name: &str, labels: &[&str], is: impl Fn(f64, f64) -> bool) {
+        let before = self.before.sum(name, labels);
+        let what = format!("{name} {labels:?}, which was {before}");
+        wait_until(&what, SOON, async || is(before, Scrape::of(&self.server).sum(name, labels)).then_some(())).await;
+        self.moved.insert(name.to_owned());
+    }
+
+    /// Waits until there is so much more.
+    async fn more(&mut self, name: &str, labels: &[&str], by: f64) {
+        self.until(name, labels, |before, now| now == before + by).await;
+    }
+
+    /// Waits until there is any more.
+    async fn grows(&mut self, name: &str, labels: &[&str]) {
+        self.until(name, labels, |before, now| now > before).await;
+    }
+
+    /// Waits until there is something.
+    async fn positive(&mut self, name: &str, labels: &[&str]) {
+        self.until(name, labels, |_, now| now > 0.0).await;
+    }
+}
+
+async fn queues(watch: &mut Watch, client: &Client) {
+    let of = ["type=\"queues\"", "channel=\"m.q\""];
+    let side = |side| [of[0], of[1], side];
+    let (send, receive) = (side("side=\"send\""), side("side=\"receive\""));
+    client.fill("m.q", ["1", "2", "3", "4"]).await;
+    client.take("m.q", 1).await;
+    watch.more("kubemq_messages_count", &send, 4.0).await;
+    watch.more("kubemq_messages_count", &receive, 1.0).await;
+    watch.grows("kubemq_messages_volume", &send).await;
+    watch.grows("kubemq_messages_volume", &receive).await;
+    watch.more("kubemq_messages_pending", &send, 3.0).await;
+    watch.more("kubemq_queue_depth", &of, 3.0).await;
+    watch.positive("kubemq_messages_last_seen", &of).await;
+    watch.positive("kubemq_queue_oldest_age_seconds", &of).await;
+    let oldest = Scrape::of(&watch.server).sum("kubemq_queue_oldest_age_seconds", &of);
+    watch.until("kubemq_queue_oldest_age_seconds", &of, |_, now| now > oldest && now < 600.0).await;
+
+    let mut stream = client.downstream().await;
+    let (transaction, _) = stream.hold("m.q", 3).await;
+    watch.more("kubemq_queue_inflight", &[], 3.0).await;
+    stream.send(settle(QueuesDownstreamRequestType::NAckAll, &transaction)).await;
+    watch.more("kubemq_redelivered_total", &of, 3.0).await;
+
+    let policy = QueueMessagePolicy { delay_seconds: 3600, ..QueueMessagePolicy::default() };
+    client.send(message_with("m.q", "later", policy)).await;
+    watch.more("kubemq_messages_delayed", &of, 1.0).await;
+    watch.more("kubemq_timers", &[], 1.0).await;
+    let policy = QueueMessagePolicy { expiration_seconds: 1, ..QueueMessagePolicy::default() };
+    client.send(message_with("m.x", "short", policy)).await;
+    kubemq_tests::sleep(Duration::from_millis(1200)).await;
+    assert!(client.receive("m.x", 1, 1).await.messages.is_empty());
+    watch.more("kubemq_messages_expired", &["type=\"queues\"", "channel=\"m.x\""], 1.0).await;
+    let policy = QueueMessagePolicy { max_receive_count: 1, max_receive_queue: "m.d".into(), ..Default::default() };
+    client.send(message_with("m.l", "letter", policy)).await;
+    let (transaction, _) = stream.hold("m.l", 1).await;
+    stream.send(settle(QueuesDownstreamRequestType::NAckAll, &transaction)).await;
+    watch.more("kubemq_dead_letter_total", &["channel=\"m.l\""], 1.0).await;
+    assert!(client.send(message("m q", "refused")).await.is_error);
+    watch.more("kubemq_errors_count", &["type=\"queues\""], 1.0).await;
+    let polling = client.receive("m.empty", 1, 5);
+    tokio::join!(watch.positive("kubemq_queue_polls", &[]), polling);
+}
+
+async fn stored_events(watch: &mut Watch, client: &Client) {
+    let of = ["type=\"events_store\"", "channel=\"m.s\""];
+    let side = |side| [of[0], of[1], side];
+    let (send, receive) = (side("side=\"send\""), side("side=\"receive\""));
+    let mut stream = client.try_publish().await.unwrap();
+    // More than the tail cache holds.
+    for _ in 0..40 {
+        stream.send(stored("m.s", vec![7; 64 * 1024])).await;
+    }
+    for _ in 0..40 {
+        assert!(stream.next().await.sent);
+    }
+    watch.more("kubemq_messages_count", &send, 40.0).await;
+    let mut reading = client.read(from_first("m.s", "c")).await;
+    assert_eq!(reading.sequences(40).await.len(), 40);
+    watch.more("kubemq_clients_count", &of, 1.0).await;
+    watch.more("kubemq_messages_count", &receive, 40.0).await;
+    watch.grows("kubemq_messages_volume", &receive).await;
+    watch.more("kubemq_messages_pending", &of, 40.0).await;
+    watch.positive("kubemq_messages_last_seen", &of).await;
+    watch.grows("kubemq_log_file_reads_total", &[]).await;
+    stream.send(stored("m s", "refused")).await;
+    assert!(!stream.next().await.sent);
+    watch.more("kubemq_errors_count", &["type=\"events_store\""], 1.0).await;
+    drop(reading);
+    watch.more("kubemq_clients_count", &of, 0.0).await;
+}
+
+async fn events(watch: &mut Watch, client: &Client) {
+    let of = ["type=\"events\"", "channel=\"m.e\""];
+    let mut subscribed = client.events("m.e", "").await;
+    let stalled = Client::connect(&watch.server.grpc()).await.events("m.e", "").await;
+    client.publish("m.e", ["1", "2", "3"]).await;
+    subscribed.take(3).await;
+    watch.more("kubemq_messages_count", &[of[0], of[1], "side=\"send\""], 3.0).await;
+    watch.more("kubemq_messages_count", &[of[0], of[1], "side=\"receive\""], 6.0).await;
+    watch.more("kubemq_clients_count", &of, 2.0).await;
+    // More than the connection of one that does not read takes, and than may wait for it.
+    let stream = client.events_stream().await;
+    for _ in 0..24 {
+        stream.send(event("m.e", vec![7; 1 << 20])).await;
+        subscribed.take(1).await;
+    }
+    watch.positive("kubemq_subscribers_dropped_total", &of).await;
+    watch.positive("kubemq_subscribers_waiting_bytes", &[]).await;
+    watch.positive("kubemq_buffer_used", &["buffer=\"subscribers_bytes\""]).await;
+    assert!(client.send_event(event("m e", "refused")).await.is_err());
+    watch.more("kubemq_errors_count", &["type=\"events\""], 1.0).await;
+    drop((subscribed, stalled));
+    watch.more("kubemq_clients_count", &of, 0.0).await;
+}
+
+async fn requests(watch: &mut Watch, client: &Client) {
+    for (kind, asked, name) in [
+        (RequestType::Command, SubscribeType::Commands, "type=\"commands\""),
+        (RequestType::Query, SubscribeType::Queries, "type=\"queries\""),
+    ] {
+        let channel = if kind == RequestType::Query { "m.y" } else { "m.c" };
+        let responder = client.respond(asked, channel, "", |request| executed(&request)).await;
+        let request = request(kind, channel, "b", 10_000);
+        client.ask(Request { cache_key: "k".into(), cache_ttl: 60, ..request }).await.unwrap();
+        watch.more("kubemq_messages_count", &[name, "side=\"send\""], 1.0).await;
+        watch.more("kubemq_messages_count", &[name, "side=\"receive\""], 1.0).await;
+        watch.more("kubemq_clients_count", &[name], 1.0).await;
+        drop(responder);
+        watch.more("kubemq_clients_count", &[name], 0.0).await;
+    }
+    watch.more("kubemq_messages_count", &["type=\"responses\""], 2.0).await;
+    watch.more("kubemq_query_cache_entries", &[], 1.0).await;
+    watch.positive("kubemq_query_cache_bytes", &[]).await;
+    let waits = client.ask(request(RequestType::Query, "m.nobody", "b", 3_000));
+    let (answer, ()) = tokio::join!(waits, watch.more("kubemq_requests_pending", &[], 1.0));
+    assert!(answer.is_err());
+    watch.more("kubemq_errors_count", &["type=\"queries\"", "channel=\"m.nobody\""], 1.0).await;
+}
+
+#[tokio::test]
+async fn each_number_stands_there_and_moves() {
+    let environment = [("LIMITS_TAIL_CACHE".to_owned(), "1MiB".to_owned())].into();
+    let arguments = ["--set".to_owned(), "limits.subscriber=4MiB".to_owned()].into();
+    let server = Server::start_with(Options { environment, arguments, ..Options::default() }).await;
+    let client = Client::connect(&server.grpc()).await;
+    let before = Scrape::of(&server);
+    let mut watch = Watch { server, before, moved: BTreeSet::new() };
+    queues(&mut watch, &client).await;
+    stored_events(&mut watch, &client).await;
+    events(&mut watch, &client).await;
+    requests(&mut watch, &client).await;
+    for name in [
+        "kubemq_channels",
+        "kubemq_operations_total",
+        "kubemq_log_written_bytes_total",
+        "kubemq_log_entries_total",
+        "kubemq_log_groups_total",
+        "kubemq_log_fdatasync_total",
+        "kubemq_log_fdatasync_seconds_count",
+        "kubemq_commit_seconds_count",
+        "kubemq_raft_committed_index",
+        "kubemq_raft_applied_index",
+        "kubemq_index_memory_bytes",
+    ] {
+        watch.grows(name, &[]).await;
+    }
+    for (method, calls) in [("SendQueueMessagesBatch", 1.0), ("SendQueueMessage", 4.0), ("SendRequest", 3.0)] {
+        watch.more("kubemq_request_duration_seconds_count", &[&format!("method=\"{method}\"")], calls).await;
+    }
+    for name in [
+        "kubemq_store_bytes",
+        "kubemq_store_free_bytes",
+        "kubemq_store_segments",
+        "kubemq_log_tail_bytes",
+        "kubemq_buffer_limit",
+        "kubemq_raft_term",
+        "kubemq_raft_leader",
+        "kubemq_raft_leader_changes_total",
+        "process_resident_memory_bytes",
+        "process_threads",
+        "process_cpu_seconds_total",
+        "process_start_time_seconds",
+        "process_open_fds",
+    ] {
+        watch.positive(name, &[]).await;
+    }
+    let fill = Scrape::of(&watch.server);
+    for buffer in ["outbox_operations", "outbox_bytes", "batcher_operations", "batcher_bytes", "ingest_bytes"]
+        .into_iter()
+        .chain([
+            "subscribers_bytes",
+            "requests_pending",
+            "query_cache_bytes",
+            "tail_cache_bytes",
+            "index_bytes",
+            "channels",
+        ])
+    {
+        let label = format!("buffer=\"{buffer}\"");
+        let [used, limit] = ["used", "limit"].map(|what| fill.sum(&format!("kubemq_buffer_{what}"), &[&label]));
+        assert!(limit > 0.0 && used <= limit, "{buffer}: {used} of {limit}");
+    }
+
+    let documented = documented();
+    let shown = fill.names();
+    let unnamed: Vec<_> = shown.difference(&documented).collect();
+    assert!(unnamed.is_empty(), "README.md does not name {unnamed:?}");
+    let missing: Vec<_> =
+        documented.iter().filter(|name| !shown.contains(*name) && !OF_CLUSTERS.contains(&name.as_str())).collect();
+    assert!(missing.is_empty(), "/metrics lacks {missing:?}");
+    let moved = |name: &String| watch.moved.contains(name) || watch.moved.contains(&format!("{name}_count"));
+    let untouched: Vec<_> = shown.iter().filter(|name| !moved(name) && !STILL.contains(&name.as_str())).collect();
+    assert!(untouched.is_empty(), "nothing here moves {untouched:?}");
+}
