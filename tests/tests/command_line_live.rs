@@ -42,7 +42,12 @@ fn lines(output: &Output) -> Vec<Value> {
 
 /// Waits until somebody is subscribed to `channel`.
 async fn subscribed(server: &Server, kind: &str, channel: &str) {
-    let line = format!("type=\"{kind}\",side=\"receive\",channel=\"{channel}\"}} 1");
+    subscriptions(server, kind, channel, 1).await;
+}
+
+/// Waits until so many are subscribed to `channel`.
+async fn subscriptions(server: &Server, kind: &str, channel: &str, count: u32) {
+    let line = format!("type=\"{kind}\",side=\"receive\",channel=\"{channel}\"}} {count}");
     wait_until("a subscription", Duration::from_secs(20), async || {
         let (_, text) = http_get(&server.http(), "/metrics").unwrap();
         text.lines().any(|metric| metric.starts_with("kubemq_clients_count") && metric.ends_with(&line)).then_some(())
@@ -109,6 +114,8 @@ async fn a_command_is_executed_refused_or_not_answered() {
         let asking = run(&server, &["commands", "send", "cli.lights", "on", "--timeout", "30"], "");
         let (asked, answered) = tokio::join!(asking, finish(child, line.to_owned()));
         assert_eq!((asked.status.code(), answered.status.code()), (Some(code), Some(0)), "{line:?}: {asked:?}");
+        // The next command is not for the one that has gone.
+        subscriptions(&server, "commands", "cli.lights", 0).await;
     }
     let nobody = run(&server, &["commands", "send", "cli.nobody", "on", "--timeout", "1"], "").await;
     assert_eq!(nobody.status.code(), Some(3), "{nobody:?}");
@@ -129,4 +136,20 @@ async fn loads_that_store_nothing_are_measured() {
         assert!(report["messages"].as_u64() > Some(0), "{report}");
         assert_eq!((report["refused"].as_u64(), report["unanswered"].as_u64()), (Some(0), Some(0)), "{report}");
     }
+}
+
+#[tokio::test]
+async fn channels_of_stored_events_are_listed() {
+    let (server, client) = connected().await;
+    client.store("cli.listed.a", 1..=3).await;
+    client.store("cli.listed.b", [1]).await;
+    client.publish("cli.listed.c", ["not stored"]).await;
+    let output = run(&server, &["es", "l", "--filter", "cli.listed"], "").await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let listed: Vec<_> = lines(&output)
+        .iter()
+        .map(|channel| (channel["name"].clone(), channel["type"].clone(), channel["incoming"]["messages"].clone()))
+        .collect();
+    let row = |name: &str, count: u64| (Value::from(name), Value::from("events_store"), Value::from(count));
+    assert_eq!(listed, [row("cli.listed.a", 3), row("cli.listed.b", 1)]);
 }

@@ -16,9 +16,10 @@ use kubemq_tests::wait::SOON;
 use kubemq_tests::{Client, Server, wait_until};
 
 /// Of these nothing but their presence can be asked of one node in a moment.
-const STILL: [&str; 15] = [
+const STILL: [&str; 17] = [
     // It is what it is.
     "kubemq_build_info",
+    "kubemq_durability_info",
     // Nothing is wrong with the disk, see damaged_messages.rs.
     "kubemq_store_nearly_full",
     "kubemq_damaged_messages_total",
@@ -32,6 +33,8 @@ const STILL: [&str; 15] = [
     "kubemq_index_disk_bytes",
     "kubemq_ingest_bytes",
     "kubemq_ingest_waiting",
+    // Nothing waits for its flush after it was acknowledged, see flush_now_and_then.rs.
+    "kubemq_log_unflushed_bytes",
     // Gone again too quickly to be seen for sure.
     "kubemq_stream_unanswered_requests",
     "kubemq_stream_unanswered_bytes",

@@ -5,6 +5,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use kubemq_proto::kubemq::Subscribe;
 use kubemq_proto::kubemq::subscribe::EventsStoreType as From;
 use kubemq_tests::process::Options;
@@ -124,6 +126,55 @@ async fn who_lags_slows_nobody_and_who_does_not_read_costs_little() {
     let mut last = stalled.pop().unwrap();
     drop(stalled);
     assert_eq!(last.sequences(2_000).await, (1..=2_000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_thousand_follow_one_channel_and_one_that_stands_still_slows_nobody() {
+    const FOLLOWERS: usize = 1_000;
+    const EVENTS: u64 = 100;
+    let environment = [("LIMITS_TAIL_CACHE".to_owned(), "16MiB".to_owned())].into();
+    let server = Server::start_with(Options { environment, ..Options::default() }).await;
+    let client = Client::connect(&server.grpc()).await;
+    // More than the connection of the one that stands still takes.
+    let stored_before = 3_000;
+    store_many(&client, "crowd", stored_before).await;
+    let _standing = Client::connect(&server.grpc()).await.read(from_first("crowd", "standing")).await;
+    let mut crowd = Vec::with_capacity(FOLLOWERS);
+    for connection in 0..4 {
+        let client = &Client::connect(&server.grpc()).await;
+        let opening = (0..FOLLOWERS / 4).map(|number| async move {
+            let name = format!("follower-{connection}-{number}");
+            client.read(from("crowd", &name, From::StartNewOnly, 0)).await
+        });
+        let opened: Vec<_> = futures_util::stream::iter(opening).buffered(50).collect().await;
+        crowd.extend(opened);
+    }
+    let before = server.memory();
+    let mut most = before;
+    let publish = async {
+        for number in 0..EVENTS {
+            let body = format!("{number:04096}");
+            let (result, took) = timed(client.store_event(stored("crowd", body))).await;
+            assert!(result.sent);
+            assert_soon(took);
+            most = most.max(server.memory());
+        }
+    };
+    let expected: Vec<u64> = (stored_before + 1..=stored_before + EVENTS).collect();
+    let follow = async {
+        let mut reading: FuturesUnordered<_> =
+            crowd.iter_mut().map(|reading| reading.sequences(expected.len())).collect();
+        let mut followed = 0;
+        while let Some(sequences) = reading.next().await {
+            assert_eq!(sequences, expected);
+            followed += 1;
+        }
+        assert_eq!(followed, FOLLOWERS);
+    };
+    tokio::join!(publish, follow);
+    // The tail cache, and what is under way on four connections: an event is in memory once, not for each of them.
+    let grown = most.max(server.memory()).saturating_sub(before);
+    assert!(grown < 96 * 1024 * 1024, "memory grew by {} MiB", grown >> 20);
 }
 
 #[tokio::test]

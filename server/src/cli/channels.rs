@@ -67,12 +67,17 @@ enum Command {
 
 /// The type of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Kind {
+pub(super) enum Kind {
+    /// Events that are not stored.
     Events,
+    /// Stored events.
     #[value(name = "events_store", alias = "events-store")]
     EventsStore,
+    /// Commands.
     Commands,
+    /// Queries.
     Queries,
+    /// Queues.
     Queues,
 }
 
@@ -117,7 +122,10 @@ impl Channels {
         output::finish(client::run(|runtime| async move {
             let mut client = self.connection.connect().await?;
             match &self.command {
-                Command::List { kind, filter } => self.list(&mut client, &runtime, *kind, filter).await,
+                Command::List { kind, filter } => {
+                    let kinds = kind.as_ref().map_or(&Kind::ALL[..], std::slice::from_ref);
+                    list(&mut client, &runtime, &self.connection, kinds, filter).await
+                }
                 Command::Create { channel, kind } => {
                     self.change(&mut client, &runtime, "create-channel", *kind, channel).await?;
                     self.report("Created", "created", *kind, channel)
@@ -128,38 +136,6 @@ impl Channels {
                 }
             }
         }))
-    }
-
-    async fn list(
-        &self,
-        client: &mut Client,
-        runtime: &Runtime,
-        kind: Option<Kind>,
-        filter: &str,
-    ) -> Result<Ending, Failure> {
-        let kinds = kind.map_or(Kind::ALL.to_vec(), |kind| vec![kind]);
-        let mut rows = Vec::new();
-        for kind in kinds {
-            let mut tags = vec![("channel_type", kind.name())];
-            if !filter.is_empty() {
-                tags.push(("channel_search", filter));
-            }
-            let body = manage(client, runtime, &self.connection.client_id, "list-channels", &tags).await?;
-            let unreadable = |error| Failure::Refused(format!("could not read the broker's list: {error}"));
-            if self.connection.output == Format::Json {
-                let channels: Vec<serde_json::Value> = serde_json::from_slice(&body).map_err(unreadable)?;
-                channels.iter().try_for_each(output::json)?;
-            } else {
-                let channels: Vec<Listed> = serde_json::from_slice(&body).map_err(unreadable)?;
-                rows.extend(channels.into_iter().map(cells));
-            }
-        }
-        if self.connection.output == Format::Table {
-            let header = ["NAME", "TYPE", "ACTIVE", "MESSAGES_IN", "BYTES_IN", "MESSAGES_OUT", "BYTES_OUT", "WAITING"];
-            output::table(&header, &rows)?;
-            output::line(format_args!("\nTOTAL CHANNELS: {}", rows.len()))?;
-        }
-        Ok(Ending::Done)
     }
 
     async fn change(
@@ -181,6 +157,38 @@ impl Channels {
         }
         Ok(Ending::Done)
     }
+}
+
+/// Prints the channels of some types whose names match `filter`.
+pub(super) async fn list(
+    client: &mut Client,
+    runtime: &Runtime,
+    connection: &Connection,
+    kinds: &[Kind],
+    filter: &str,
+) -> Result<Ending, Failure> {
+    let mut rows = Vec::new();
+    for kind in kinds {
+        let mut tags = vec![("channel_type", kind.name())];
+        if !filter.is_empty() {
+            tags.push(("channel_search", filter));
+        }
+        let body = manage(client, runtime, &connection.client_id, "list-channels", &tags).await?;
+        let unreadable = |error| Failure::Refused(format!("could not read the broker's list: {error}"));
+        if connection.output == Format::Json {
+            let channels: Vec<serde_json::Value> = serde_json::from_slice(&body).map_err(unreadable)?;
+            channels.iter().try_for_each(output::json)?;
+        } else {
+            let channels: Vec<Listed> = serde_json::from_slice(&body).map_err(unreadable)?;
+            rows.extend(channels.into_iter().map(cells));
+        }
+    }
+    if connection.output == Format::Table {
+        let header = ["NAME", "TYPE", "ACTIVE", "MESSAGES_IN", "BYTES_IN", "MESSAGES_OUT", "BYTES_OUT", "WAITING"];
+        output::table(&header, &rows)?;
+        output::line(format_args!("\nTOTAL CHANNELS: {}", rows.len()))?;
+    }
+    Ok(Ending::Done)
 }
 
 /// Sends one management request and returns the body of the answer.

@@ -8,6 +8,7 @@ use kubemq_proto::kubemq as proto;
 use kubemq_proto::kubemq::subscribe::{EventsStoreType, SubscribeType};
 use kubemq_runtime::{Instant, Runtime};
 
+use super::channels::{self, Kind};
 use super::client::{self, Client, Connection, DEFAULT_CLIENT_ID, answer, refused};
 use super::event_json::EventView;
 use super::output::{self, Ending, Failure, Format};
@@ -20,6 +21,7 @@ use crate::config::age;
   kubemq events_store send orders 'one espresso'
   kubemq events_store receive orders --start-first
   kubemq es receive orders --start-duration 1h --output json
+  kubemq es list
 
 Exit codes: 0 done, 1 refused or unreachable, 2 wrong usage, 3 no event came.")]
 pub struct EventsStore {
@@ -35,6 +37,13 @@ enum Command {
     Send(Send),
     #[command(visible_aliases = ["r", "rec", "subscribe", "sub"])]
     Receive(Receive),
+    /// List channels of stored events and what went through them
+    #[command(visible_alias = "l")]
+    List {
+        /// Only channels whose name contains this or matches it as a regular expression
+        #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+        filter: String,
+    },
 }
 
 /// Store events in a channel
@@ -130,10 +139,14 @@ impl EventsStore {
             // Read before connecting: a wrong path is the user's mistake whether or not a broker is there.
             let body = if let Command::Send(send) = &self.command { read_body(&send.body)? } else { Bytes::new() };
             let client = self.connection.connect().await?;
-            let session = Session { client, connection: self.connection, runtime };
+            let mut session = Session { client, connection: self.connection, runtime };
             match self.command {
                 Command::Send(send) => session.send(send, body).await,
                 Command::Receive(receive) => session.receive(receive).await,
+                Command::List { filter } => {
+                    let Session { client, connection, runtime } = &mut session;
+                    channels::list(client, runtime, connection, &[Kind::EventsStore], &filter).await
+                }
             }
         }))
     }
@@ -291,6 +304,7 @@ mod tests {
         }
         assert!(parse("es receive a --start-first --start-last").is_err(), "one start only");
         assert!(parse("es receive a --start-sequence 0").is_err());
+        assert!(matches!(parse("es l -f a"), Ok(Command::List { filter }) if filter == "a"));
         assert!(matches!(parse("es s a b -m 3 --metadata x --tag k=v"), Ok(Command::Send(_))));
     }
 
