@@ -4,6 +4,7 @@
 //! are under way for a while; it ends in good order, or breaks with what is under way.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,14 +12,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream;
 use kubemq_broker::{Kind, Name, Operation};
 use kubemq_proto::frame::Frame;
 use kubemq_proto::kubemq::subscribe::{EventsStoreType, SubscribeType};
 use kubemq_proto::kubemq::{Event, EventReceive, Result as EventResult, Subscribe};
+use kubemq_proto::strings::Refusal;
 use kubemq_runtime::sync::mpsc;
-use kubemq_server::gateway::Unavailable;
 use kubemq_server::gateway::retention::{Keep, Retention};
+use kubemq_server::gateway::stream::Stop;
 use kubemq_server::gateway::subscription::{Connection, StoredSubscription};
+use kubemq_server::gateway::{Unavailable, events};
 use prost::Message as _;
 
 use super::clients::Client;
@@ -204,7 +208,11 @@ impl Scene {
                 Some(event) if events.is_empty() => gateway.store_event(event).await.map(|result| vec![result]),
                 last => {
                     events.extend(last);
-                    Ok(gateway.store_events(events).await)
+                    let (answers, mut results) = mpsc::channel(events.len().max(1));
+                    let requests = stream::iter(events.into_iter().map(Ok::<_, Infallible>));
+                    // What it ended with is seen in the results: one that gave up has too few.
+                    events::serve(gateway, requests, answers, Stop::new()).await.ok();
+                    Ok(std::iter::from_fn(|| results.try_recv().ok()).collect())
                 }
             }
         });
@@ -375,6 +383,12 @@ fn to_wire(channel: ChannelNumber, id: Id, size: usize) -> Event {
 }
 
 fn told_by(result: &EventResult) -> Told {
-    // The only refusal that these events can meet is that the outcome is not known.
-    if result.sent { Told::Done } else { Told::Unknown }
+    if result.sent {
+        Told::Done
+    } else if result.error == Refusal::NoLeader.to_string() {
+        Told::NotDone
+    } else {
+        // The only other refusal that these events can meet is that the outcome is not known.
+        Told::Unknown
+    }
 }
