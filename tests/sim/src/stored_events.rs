@@ -156,6 +156,12 @@ impl Shelf {
         }
     }
 
+    /// Returns whether a reader has ever subscribed, as far as it knows.
+    #[must_use]
+    pub fn is_known(&self, reader: Reader) -> bool {
+        self.readers.get(&reader).is_some_and(|progress| progress.since.is_some())
+    }
+
     /// A reader's connection took an event; the reader has it when it has [arrived](Self::arrived).
     ///
     /// # Errors

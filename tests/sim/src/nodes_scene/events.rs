@@ -298,6 +298,10 @@ impl Scene {
             }
         }
         for reader in READERS {
+            if !reader.first && !self.shelf.lock().is_known(reader) {
+                // It would begin only now, behind everything.
+                continue;
+            }
             self.read_up_to(node, reader, latest.get(&reader.channel).copied().unwrap_or(0)).await?;
         }
         Ok(latest)
