@@ -88,9 +88,9 @@ impl Positions {
         }
     }
 
-    /// Returns the time of the last sampled entry up to `index`.
-    pub(crate) fn time_before(&self, index: u64) -> Option<u64> {
-        self.0.range(..=index).rev().find(|(_, sample)| sample.segment != 0).map(|(_, sample)| sample.time)
+    /// Returns the time of the first sampled entry from `index` on.
+    pub(crate) fn time_from(&self, index: u64) -> Option<u64> {
+        self.0.range(index..).find(|(_, sample)| sample.segment != 0).map(|(_, sample)| sample.time)
     }
 
     #[cfg(test)]

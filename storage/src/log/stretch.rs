@@ -68,7 +68,8 @@ impl Log {
     }
 
     /// Returns the LogTime of an entry, also when what it carries is damaged. Where not even its head can be read it
-    /// returns the time of the last sampled entry before it.
+    /// returns a later time, that of the next sampled entry: whoever removes what is old must not take it for older
+    /// than it is. Nothing when there is none yet.
     pub async fn time_of(&self, entry: u64) -> Option<u64> {
         let in_memory = self.0.shared.index.lock().tail.get(entry).map(|entry| entry.time);
         if in_memory.is_some() {
@@ -76,7 +77,7 @@ impl Log {
         }
         let chunk = self.read(|reply| ReadJob::Entries { from: entry, reply }).await.ok();
         let read = chunk.and_then(|chunk| chunk.time(entry));
-        read.or_else(|| self.0.shared.index.lock().positions.time_before(entry))
+        read.or_else(|| self.0.shared.index.lock().positions.time_from(entry))
     }
 
     /// Returns between which entries the log passed `time`, as far as the sparse index tells.

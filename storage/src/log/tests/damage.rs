@@ -90,7 +90,7 @@ fn a_bit_that_flips_anywhere_in_a_sealed_file_is_found_and_costs_one_entry_at_mo
 }
 
 #[test]
-fn the_time_of_a_damaged_entry_is_known_and_that_of_a_lost_one_about() {
+fn the_time_of_a_damaged_entry_is_known_and_that_of_a_lost_one_is_never_too_early() {
     let bench = bench();
     let sealed: Vec<SegmentInfo> = bench.log.segments().into_iter().filter(|info| info.sealed).collect();
     let second = sealed.iter().find(|info| info.number == 2).unwrap();
@@ -104,6 +104,11 @@ fn the_time_of_a_damaged_entry_is_known_and_that_of_a_lost_one_about() {
         bench.log.applied(ENTRIES);
         assert!(bench.run(bench.log.read_part(first, 1)).is_err(), "byte {byte}");
         assert_eq!(bench.run(bench.log.time_of(first)), Some(expected), "byte {byte}");
+        // With its head what follows it is lost, too.
+        for later in first + 1..=second.last.unwrap() {
+            let time = bench.run(bench.log.time_of(later)).unwrap();
+            assert!(time >= later * 1000, "byte {byte}: entry {later} at {time}");
+        }
         assert!(bench.disk.flip_bit(&path, 8 * byte as u64));
         bench.log.forget_read_ahead();
     }
