@@ -296,8 +296,9 @@ fn subscription(kind: SubscribeType, channel: &str) -> Subscribe {
 }
 
 /// Answers requests of `kind` until it is dropped.
-async fn respond(mut api: Api, kind: SubscribeType) {
+async fn respond(mut api: Api, kind: SubscribeType, subscribed: mpsc::Sender<()>) {
     let mut requests = api.subscribe_to_requests(subscription(kind, "r")).await.unwrap().into_inner();
+    subscribed.send(()).await.unwrap();
     loop {
         let request = next(&mut requests, "the subscription to requests").await;
         let response = Response {
@@ -387,14 +388,17 @@ async fn streams_stay_open_and_go_on_whoever_leads() {
     let spawn =
         |name, work: futures_util::future::BoxFuture<'static, ()>| runtime.tasks.spawn(name, OnFailure::StopNode, work);
     let mut responders = Vec::new();
-    let mut readers = vec![spawn("live", Box::pin(read_live(connect(&address).await, subscribed, last)))];
+    let mut readers = vec![spawn("live", Box::pin(read_live(connect(&address).await, subscribed.clone(), last)))];
     is_subscribed.recv().await.unwrap();
     readers.push(spawn("stored", Box::pin(read_stored(connect(&address).await, stored))));
     readers.push(spawn("downstream", Box::pin(downstream(connect(&address).await, messages))));
     let mut requesters = Vec::new();
     for (asked, kind) in [(SubscribeType::Commands, RequestType::Command), (SubscribeType::Queries, RequestType::Query)]
     {
-        responders.push(spawn("responder", Box::pin(respond(connect(&address).await, asked))).abort_on_drop());
+        let respond = respond(connect(&address).await, asked, subscribed.clone());
+        responders.push(spawn("responder", Box::pin(respond)).abort_on_drop());
+        // A request that nobody hears waits for its time to be over.
+        is_subscribed.recv().await.unwrap();
         requesters.push(spawn("requester", Box::pin(request(connect(&address).await, kind, going.clone()))));
     }
     let sent = {
