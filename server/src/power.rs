@@ -19,35 +19,44 @@ const BYTES: usize = 256;
 pub(crate) struct Running {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
-    /// Whether one ran on the directory when the machine stopped.
+    is_noted: bool,
+    /// Whether a node that flushes now and then ran on the directory when the machine stopped.
     pub(crate) was_cut_off: bool,
 }
 
 impl Running {
-    /// Notes that a node runs on `dir` under the start of the machine that `boot` names.
-    pub(crate) async fn begin(disk: Arc<dyn Disk>, dir: &Path, boot: &str) -> Result<Self, Error> {
+    /// Looks who ran last on `dir`, and notes a node that flushes now and then (`is_behind`) under the start of the
+    /// machine that `boot` names.
+    pub(crate) async fn begin(disk: Arc<dyn Disk>, dir: &Path, boot: &str, is_behind: bool) -> Result<Self, Error> {
         let path = dir.join(RUNNING);
-        let was_cut_off = match disk.open(&path).await {
-            Ok(file) if file.read_at(0, BYTES).await? == boot.as_bytes() => {
-                return Ok(Self { disk, dir: dir.to_owned(), was_cut_off: false });
-            }
-            Ok(_) => {
-                disk.remove(&path).await?;
-                true
-            }
-            Err(error) if error.is_missing() => false,
+        let found = match disk.open(&path).await {
+            Ok(file) => Some(file.read_at(0, BYTES).await?),
+            Err(error) if error.is_missing() => None,
             Err(error) => return Err(error),
         };
-        let file = disk.create(&path).await?;
-        file.write_at(0, &[Bytes::copy_from_slice(boot.as_bytes())]).await?;
-        file.sync_data().await?;
-        disk.sync_dir(dir).await?;
-        Ok(Self { disk, dir: dir.to_owned(), was_cut_off })
+        let is_this_boot = found.as_ref().is_some_and(|found| *found == boot.as_bytes());
+        let running =
+            Self { disk, dir: dir.to_owned(), is_noted: is_behind, was_cut_off: found.is_some() && !is_this_boot };
+        if found.is_some() && !(is_behind && is_this_boot) {
+            running.forget(&path).await?;
+        }
+        if is_behind && !is_this_boot {
+            let file = running.disk.create(&path).await?;
+            file.write_at(0, &[Bytes::copy_from_slice(boot.as_bytes())]).await?;
+            file.sync_data().await?;
+            running.disk.sync_dir(dir).await?;
+        }
+        Ok(running)
     }
 
     /// Notes that the node has stopped and everything is flushed.
     pub(crate) async fn end(self) -> Result<(), Error> {
-        self.disk.remove(&self.dir.join(RUNNING)).await
+        if self.is_noted { self.forget(&self.dir.join(RUNNING)).await } else { Ok(()) }
+    }
+
+    async fn forget(&self, path: &Path) -> Result<(), Error> {
+        self.disk.remove(path).await?;
+        self.disk.sync_dir(&self.dir).await
     }
 }
 
@@ -68,7 +77,7 @@ mod tests {
         let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new());
         let dir = Path::new("/data");
         disk.create_dir_all(dir).await.unwrap();
-        let begin = async |boot| Running::begin(Arc::clone(&disk), dir, boot).await.unwrap();
+        let begin = async |boot| Running::begin(Arc::clone(&disk), dir, boot, true).await.unwrap();
         let running = begin("one").await;
         assert!(!running.was_cut_off, "a new directory");
         drop(running);
@@ -79,5 +88,12 @@ mod tests {
         assert!(!running.was_cut_off, "it had stopped before");
         drop(running);
         assert!(begin("three").await.was_cut_off, "the machine stopped under it");
+
+        // The next one may flush each group: it must know, and notes nothing of its own.
+        let begin = async |boot| Running::begin(Arc::clone(&disk), dir, boot, false).await.unwrap();
+        let running = begin("four").await;
+        assert!(running.was_cut_off);
+        assert!(!begin("five").await.was_cut_off, "what it answered is flushed");
+        running.end().await.unwrap();
     }
 }

@@ -136,7 +136,6 @@ async fn w_08_frequent_pings_without_streams_are_tolerated() {
 }
 
 #[tokio::test]
-#[ignore = "takes two minutes, and says what the quick one says"]
 async fn w_08_pings_of_sdks_are_tolerated_for_two_minutes() {
     stays_connected(Duration::from_secs(5), Duration::from_secs(120)).await;
 }

@@ -25,6 +25,7 @@ use self::holdings::Holdings;
 use super::client;
 use super::output::{self, Ending, Failure, Format};
 use super::settings::{self, Settings};
+use crate::config::Config;
 
 /// The exit code when something stored is damaged.
 const DAMAGED: u8 = 70;
@@ -81,6 +82,7 @@ struct Export {
 #[derive(Debug, Serialize)]
 struct Diagnosis {
     data: PathBuf,
+    durability: String,
     speed: Option<Speed>,
     free_bytes: Option<u64>,
     files: Files,
@@ -98,7 +100,7 @@ impl Doctor {
                 return ExitCode::FAILURE;
             }
         };
-        let data = std::path::absolute(&config.data).unwrap_or(config.data);
+        let data = std::path::absolute(&config.data).unwrap_or_else(|_| config.data.clone());
         let mut verdict = ExitCode::SUCCESS;
         let found = &mut verdict;
         let printed = client::run(|runtime| async move {
@@ -108,7 +110,7 @@ impl Doctor {
                 }
                 return Ok(Ending::Done);
             }
-            let diagnosis = diagnose(&runtime, data, self.files_only).await?;
+            let diagnosis = diagnose(&runtime, data, &config, self.files_only).await?;
             *found = diagnosis.exit_code();
             diagnosis.print(self.output)?;
             Ok(Ending::Done)
@@ -120,9 +122,9 @@ impl Doctor {
     }
 }
 
-async fn diagnose(runtime: &Runtime, data: PathBuf, files_only: bool) -> Result<Diagnosis, Failure> {
+async fn diagnose(runtime: &Runtime, data: PathBuf, config: &Config, files_only: bool) -> Result<Diagnosis, Failure> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let examination = examine(disk, runtime.clone(), data, files_only);
+    let examination = examine(disk, runtime.clone(), data, config.clone(), files_only);
     // It reads files all the time, and so it needs a thread of its own.
     let examined = runtime.tasks.dedicated("doctor", OnFailure::Log, examination).await;
     examined.map_err(|_| Failure::Refused("the examination broke off".to_owned()))
@@ -161,14 +163,14 @@ async fn write_out(runtime: &Runtime, data: PathBuf, channels: Vec<String>) -> R
     written.map_err(|_| Failure::Refused("the export broke off".to_owned()))?
 }
 
-async fn examine(disk: Arc<dyn Disk>, runtime: Runtime, data: PathBuf, files_only: bool) -> Diagnosis {
+async fn examine(disk: Arc<dyn Disk>, runtime: Runtime, data: PathBuf, config: Config, files_only: bool) -> Diagnosis {
     // Of a directory that is not there yet, the disk is that of the nearest one that is.
     let place = data.ancestors().find(|dir| dir.is_dir()).unwrap_or(&data).to_owned();
     let speed = if files_only { None } else { measure(&*disk, &runtime, &place).await };
     let free_bytes = disk.free_space(&place).await.ok();
     let files = files::check(&disk, &runtime, &data).await;
-    let advice = advice::advice(speed.as_ref(), free_bytes, &files);
-    Diagnosis { data, speed, free_bytes, files, advice }
+    let advice = advice::advice(config.flush, speed.as_ref(), free_bytes, &files);
+    Diagnosis { data, durability: config.durability(), speed, free_bytes, files, advice }
 }
 
 async fn measure(disk: &dyn Disk, runtime: &Runtime, place: &Path) -> Option<Speed> {
@@ -195,6 +197,7 @@ impl Diagnosis {
             return output::json(self);
         }
         output::line(format_args!("Data directory  {}", self.data.display()))?;
+        output::line(format_args!("Durability      {}", self.durability))?;
         if let Some(speed) = &self.speed {
             output::line(format_args!(
                 "Flush of 4 KiB  p50 {} µs, p99 {} µs, longest {} µs, over {} flushes",

@@ -1,42 +1,21 @@
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use kubemq_broker::{Kind, Limits};
+use kubemq_broker::Kind;
 use kubemq_proto::kubemq::QueueMessage;
-use kubemq_proto::validate::QueueLimits;
-use kubemq_runtime::Runtime;
 use kubemq_storage::fs::{Disk as _, MemoryDisk};
-use kubemq_storage::index::{IndexWriter, MemoryIndex, Opening};
 
 use super::*;
-use crate::gateway::retention::Retention;
 use crate::gateway::{Held, Peeked, Take};
-use crate::live;
-use crate::node::{Doors, Formation, Node, Options};
-use crate::scrub::Pace;
+use crate::node::tests::{options, start_with};
+use crate::node::{Node, Options};
 
 const SOON: Duration = Duration::from_secs(10);
 
 /// A node in memory that keeps no messages in RAM, in files that are full soon.
 pub(crate) async fn start(disk: &MemoryDisk) -> Node {
-    let runtime = Runtime::real();
-    let index = IndexWriter::start(|| Ok((MemoryIndex::default(), Opening::Fresh)), &runtime);
     let log = kubemq_storage::log::Options { segment_bytes: 32 << 10, tail_cache_bytes: 0, ..Default::default() };
-    let options = Options {
-        data: "/data".into(),
-        id: None,
-        formation: Formation::Alone,
-        log,
-        raft: kubemq_raft::Options::new(0),
-        queue: QueueLimits::default(),
-        live: live::Limits::default(),
-        retention: Retention::default(),
-        state: Limits::default(),
-        scrub: Pace::default(),
-    };
-    let doors = Doors { runtime, disk: Arc::new(disk.clone()), peers: Arc::new(kubemq_raft::network::NoPeers), index };
-    Node::start::<kubemq_raft::TokioRuntime>(options, doors).await.unwrap()
+    start_with(Options { log, ..options() }, disk).await
 }
 
 fn body(number: u64) -> String {

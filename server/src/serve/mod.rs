@@ -137,7 +137,7 @@ pub async fn run(config: Config, runtime: Runtime) -> Result<(), Stopped> {
         biased;
         _ = signals.next() => return Err(Stopped::Interrupted),
         has_stopped = process.stop(node, config.grace) => {
-            if has_stopped && let Some(running) = running {
+            if has_stopped {
                 running.end().await.map_err(Stopped::Log)?;
             }
         }
@@ -158,7 +158,7 @@ fn announce(config: &Config) {
 }
 
 /// Takes the data directory and starts a node on it, up to where it can carry out calls.
-async fn start(config: &Config, runtime: &Runtime) -> Result<(Node, DataDir, Option<Running>), Stopped> {
+async fn start(config: &Config, runtime: &Runtime) -> Result<(Node, DataDir, Running), Stopped> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let data = std::path::absolute(&config.data).unwrap_or_else(|_| config.data.clone());
     let opening = open(Arc::clone(&disk), data.clone(), config.flush);
@@ -167,8 +167,7 @@ async fn start(config: &Config, runtime: &Runtime) -> Result<(Node, DataDir, Opt
 
     let index = data.join("index");
     // It may know of messages that are lost.
-    let is_stale = running.as_ref().is_some_and(|running| running.was_cut_off);
-    let open = if is_stale { SledIndex::open_emptied } else { SledIndex::open };
+    let open = if running.was_cut_off { SledIndex::open_emptied } else { SledIndex::open };
     let index = IndexWriter::start(move || open(&index, SledOptions::default()), runtime);
     let doors = Doors { runtime: runtime.clone(), disk, peers: Arc::new(NoPeers), index };
     let node = Box::pin(Node::start::<TokioRuntime>(options(config, data), doors)).await?;
@@ -180,18 +179,18 @@ async fn start(config: &Config, runtime: &Runtime) -> Result<(Node, DataDir, Opt
     Ok((node, data_dir, running))
 }
 
-/// Takes the data directory. Where the node may have lost what it acknowledged last, it says so.
-async fn open(disk: Arc<dyn Disk>, data: PathBuf, flush: Flush) -> Result<(DataDir, Option<Running>), Stopped> {
+/// Takes the data directory. Where a node may have lost what it acknowledged last, it says so.
+async fn open(disk: Arc<dyn Disk>, data: PathBuf, flush: Flush) -> Result<(DataDir, Running), Stopped> {
     let data_dir = DataDir::open(Arc::clone(&disk), data.clone()).await?;
-    let Flush::Interval(interval) = flush else { return Ok((data_dir, None)) };
-    let running = Running::begin(disk, &data, &power::boot()).await.map_err(Stopped::Log)?;
+    let is_behind = flush != Flush::Group;
+    let running = Running::begin(disk, &data, &power::boot(), is_behind).await.map_err(Stopped::Log)?;
     if running.was_cut_off {
         tracing::warn!(
-            interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
-            "the machine stopped while this node ran: what it acknowledged in its last moments may be lost"
+            "the machine stopped while a node with durability interval ran here: what it acknowledged in its last \
+             moments may be lost"
         );
     }
-    Ok((data_dir, Some(running)))
+    Ok((data_dir, running))
 }
 
 fn options(config: &Config, data: PathBuf) -> Options {

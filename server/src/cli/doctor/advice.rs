@@ -1,5 +1,7 @@
 //! What a person should know or do, in plain words.
 
+use kubemq_storage::log::Flush;
+
 use super::disk_speed::Speed;
 use super::files::Files;
 
@@ -13,8 +15,15 @@ const STALLS: u64 = 50;
 const FREE: u64 = 1 << 30;
 
 /// Returns at least one sentence.
-pub(super) fn advice(speed: Option<&Speed>, free_bytes: Option<u64>, files: &Files) -> Vec<String> {
+pub(super) fn advice(flush: Flush, speed: Option<&Speed>, free_bytes: Option<u64>, files: &Files) -> Vec<String> {
     let mut advice = Vec::new();
+    if let Flush::Interval(interval) = flush {
+        advice.push(format!(
+            "Durability is interval: the loss of power may take what was acknowledged in the last {} ms and while the \
+             disk was catching up. With durability group it takes nothing.",
+            interval.as_millis()
+        ));
+    }
     if let Some(speed) = speed {
         about_speed(speed, &mut advice);
     }
@@ -88,6 +97,8 @@ fn about_files(files: &Files, advice: &mut Vec<String>) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::files::{FilesReport, Found};
     use super::*;
 
@@ -104,18 +115,20 @@ mod tests {
     fn each_finding_has_its_sentence() {
         let whole = || Files::Checked(FilesReport::default());
         let rows = [
-            (advice(None, None, &whole()), "Nothing to worry about."),
-            (advice(Some(&speed(100, 400)), Some(FREE), &whole()), "about 10000 messages a second"),
-            (advice(Some(&speed(3, 9)), None, &whole()), "faster than a disk can be"),
-            (advice(Some(&speed(8_000, 9_000)), None, &whole()), "slow to flush"),
-            (advice(Some(&speed(100, 90_000)), None, &whole()), "The longest flush took 90 ms"),
-            (advice(None, Some(FREE - 1), &whole()), "Only 1023 MiB are free"),
-            (advice(None, None, &found(true)), "The last write was cut off"),
-            (advice(None, None, &found(false)), "Stored data is damaged"),
+            (advice(Flush::Group, None, None, &whole()), "Nothing to worry about."),
+            (advice(Flush::Group, Some(&speed(100, 400)), Some(FREE), &whole()), "about 10000 messages a second"),
+            (advice(Flush::Group, Some(&speed(3, 9)), None, &whole()), "faster than a disk can be"),
+            (advice(Flush::Group, Some(&speed(8_000, 9_000)), None, &whole()), "slow to flush"),
+            (advice(Flush::Group, Some(&speed(100, 90_000)), None, &whole()), "The longest flush took 90 ms"),
+            (advice(Flush::Group, None, Some(FREE - 1), &whole()), "Only 1023 MiB are free"),
+            (advice(Flush::Group, None, None, &found(true)), "The last write was cut off"),
+            (advice(Flush::Group, None, None, &found(false)), "Stored data is damaged"),
         ];
+        let behind = advice(Flush::Interval(Duration::from_millis(50)), None, None, &whole());
+        assert!(behind.len() == 1 && behind[0].contains("in the last 50 ms"), "{behind:?}");
         for (said, expected) in rows {
             assert!(said.iter().any(|sentence| sentence.contains(expected)), "{expected}: {said:?}");
         }
-        assert_eq!(advice(Some(&speed(100, 400)), Some(FREE), &whole()).len(), 1);
+        assert_eq!(advice(Flush::Group, Some(&speed(100, 400)), Some(FREE), &whole()).len(), 1);
     }
 }
