@@ -16,6 +16,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kubemq_runtime::Random;
+use targets::Read;
 
 pub use targets::{TARGETS, Target};
 
@@ -36,11 +37,16 @@ pub fn run(target: &Target, seed: u64) -> bool {
     let random = Random::from_seed(seed);
     let mut bytes = (target.sample)(&random);
     // Now and then as it was written: what is valid must be taken.
-    if random.below(64) == 0 {
-        return catch_unwind(AssertUnwindSafe(|| (target.read)(&bytes))).unwrap_or(false);
+    let is_valid = random.below(64) == 0;
+    if !is_valid {
+        let other = (target.sample)(&random);
+        change::some(&mut bytes, &other, &random);
     }
-    let other = (target.sample)(&random);
-    change::some(&mut bytes, &other, &random);
     let read = catch_unwind(AssertUnwindSafe(|| (target.read)(&bytes)));
-    read.is_ok() && PANICS.load(Ordering::SeqCst) == before
+    let holds = match read {
+        Ok(Read::Taken) => true,
+        Ok(Read::Refused) => !is_valid,
+        Ok(Read::Wrong) | Err(_) => false,
+    };
+    holds && PANICS.load(Ordering::SeqCst) == before
 }

@@ -92,12 +92,13 @@ pub(crate) fn runs(random: &Random) -> Vec<u8> {
         message: Bytes::from_static(b"message"),
     };
     let operations = [publish.to_bytes()];
-    for entry in 1..=3_000 {
-        let entry = entry * (1 + random.below(2)) + entry;
-        apply(&mut state, (entry, entry), entry, &operations);
+    let mut entry = 0;
+    for number in 1..=200 {
+        entry += 1 + random.below(3);
+        apply(&mut state, (entry, entry), number, &operations);
     }
     let snapshot = state.snapshot();
-    snapshot.sealed_blocks().next().map(|(_, block)| block.to_vec()).unwrap_or_default()
+    snapshot.sealed_blocks().next().expect("a block that is full").1.to_vec()
 }
 
 /// Returns part 0 of an entry.
@@ -112,9 +113,13 @@ pub(crate) fn frame(random: &Random) -> Vec<u8> {
     Frame { head: piece(), bodies: (0..random.below(5)).map(|_| piece()).collect() }.to_bytes().to_vec()
 }
 
-/// Returns a configuration file.
+/// Returns a configuration file, and half of the time only the beginning of one.
 pub(crate) fn config(random: &Random) -> Vec<u8> {
     let example = kubemq_server::config::example();
-    let lines: Vec<&str> = example.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
-    lines[below(random, lines.len())..].join("\n").into_bytes()
+    let is_meant = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+    let lines: Vec<&str> = example.lines().filter(is_meant).collect();
+    let most = if random.below(2) == 0 { lines.len() } else { 1 + below(random, lines.len()) };
+    // A section without a key would be no section.
+    let most = (1..=most).rev().find(|most| !lines[most - 1].ends_with(':')).unwrap_or(lines.len());
+    lines[..most].join("\n").into_bytes()
 }

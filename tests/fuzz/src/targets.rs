@@ -16,6 +16,23 @@ use kubemq_storage::{Entry, EntryKind, LogId, Parts, Vote};
 
 use crate::samples;
 
+/// What became of bytes that were read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Read {
+    /// They were refused.
+    Refused,
+    /// They were taken, and what was made of them holds.
+    Taken,
+    /// They were taken, and what was made of them does not hold.
+    Wrong,
+}
+
+impl Read {
+    fn taken(holds: bool) -> Self {
+        if holds { Self::Taken } else { Self::Wrong }
+    }
+}
+
 /// A reader of bytes.
 pub struct Target {
     /// Its name on the command line.
@@ -24,15 +41,15 @@ pub struct Target {
     pub seeds: u64,
     /// Returns valid bytes.
     pub(crate) sample: fn(&Random) -> Vec<u8>,
-    /// Reads bytes, and returns whether what it took holds. May panic where it does not.
-    pub(crate) read: fn(&[u8]) -> bool,
+    /// Reads bytes. May panic where what it took does not hold.
+    pub(crate) read: fn(&[u8]) -> Read,
 }
 
 /// All of them.
 pub const TARGETS: [Target; 7] = [
     Target { name: "operation", seeds: 30_000, sample: operation, read: read_operation },
     Target { name: "snapshot", seeds: 10_000, sample: samples::snapshot, read: read_snapshot },
-    Target { name: "runs", seeds: 300, sample: samples::runs, read: read_runs },
+    Target { name: "runs", seeds: 5_000, sample: samples::runs, read: read_runs },
     Target { name: "envelope", seeds: 20_000, sample: samples::envelope, read: read_envelope },
     Target { name: "frame", seeds: 20_000, sample: samples::frame, read: read_frame },
     Target { name: "config", seeds: 1_000, sample: samples::config, read: read_config },
@@ -44,50 +61,56 @@ fn operation(random: &Random) -> Vec<u8> {
 }
 
 /// What is taken is written as it was read, is applied by any state, and leaves one that can be written down.
-fn read_operation(bytes: &[u8]) -> bool {
+fn read_operation(bytes: &[u8]) -> Read {
     let bytes = Bytes::copy_from_slice(bytes);
-    if let Ok(operation) = Operation::decode(&bytes) {
-        assert_eq!(Operation::decode(&operation.to_bytes()).as_ref(), Ok(&operation));
+    let decoded = Operation::decode(&bytes);
+    if let Ok(operation) = &decoded {
+        assert_eq!(Operation::decode(&operation.to_bytes()).as_ref(), Ok(operation));
     }
     let state = samples::state(&Random::from_seed(bytes.len() as u64 % 16));
-    samples::goes_on(state, &[bytes])
+    // A state passes over what it cannot read.
+    let goes_on = samples::goes_on(state, &[bytes]);
+    if goes_on && decoded.is_err() { Read::Refused } else { Read::taken(goes_on) }
 }
 
 /// A state that is taken goes on like any other.
-fn read_snapshot(bytes: &[u8]) -> bool {
+fn read_snapshot(bytes: &[u8]) -> Read {
     let chunks = bytes.chunks(700).map(Bytes::copy_from_slice);
-    let Ok(state) = State::restore(chunks) else { return true };
+    let Ok(state) = State::restore(chunks) else { return Read::Refused };
     let random = Random::from_seed(bytes.len() as u64);
     let operations: Vec<Bytes> = (0..20).map(|_| samples::operation(&random).to_bytes()).collect();
-    samples::goes_on(state, &operations)
+    Read::taken(samples::goes_on(state, &operations))
 }
 
-fn read_runs(bytes: &[u8]) -> bool {
+fn read_runs(bytes: &[u8]) -> Read {
     let block = Bytes::copy_from_slice(bytes);
-    decode_run_block(&block).is_none_or(|runs| runs.len() <= block.len())
+    decode_run_block(&block).map_or(Read::Refused, |runs| Read::taken(runs.len() <= block.len()))
 }
 
-fn read_envelope(bytes: &[u8]) -> bool {
-    let Ok(envelope) = Envelope::decode(bytes) else { return true };
-    Envelope::decode(&envelope.encode()) == Ok(envelope)
+fn read_envelope(bytes: &[u8]) -> Read {
+    let Ok(envelope) = Envelope::decode(bytes) else { return Read::Refused };
+    Read::taken(Envelope::decode(&envelope.encode()) == Ok(envelope))
 }
 
-fn read_frame(bytes: &[u8]) -> bool {
-    let Ok(frame) = Frame::from_bytes(Bytes::copy_from_slice(bytes)) else { return true };
-    frame.to_bytes() == bytes
+fn read_frame(bytes: &[u8]) -> Read {
+    let Ok(frame) = Frame::from_bytes(Bytes::copy_from_slice(bytes)) else { return Read::Refused };
+    Read::taken(frame.to_bytes() == bytes)
 }
 
 /// Whatever a file says, it is a configuration or a list of what is wrong.
-fn read_config(bytes: &[u8]) -> bool {
+fn read_config(bytes: &[u8]) -> Read {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    ["yaml", "toml", "json"].into_iter().all(|ending| {
+    let mut read = Read::Refused;
+    for ending in ["toml", "json", "yaml"] {
         let file = dir.path().join(format!("config.{ending}"));
         std::fs::write(&file, bytes).expect("a file");
         match Config::load(&Sources { file: Some(file), ..Sources::default() }) {
-            Ok(config) => !config.host.is_empty(),
-            Err(invalid) => !invalid.to_string().is_empty(),
+            Ok(config) if !config.host.is_empty() => read = Read::Taken,
+            Err(invalid) if !invalid.to_string().is_empty() => {}
+            _ => return Read::Wrong,
         }
-    })
+    }
+    read
 }
 
 /// Where the one segment of the log lies.
@@ -135,7 +158,7 @@ fn log_sample(random: &Random) -> Vec<u8> {
 }
 
 /// A log that opens can be read to its end and written to, and opens again; damage is named by the check, too.
-fn read_log(bytes: &[u8]) -> bool {
+fn read_log(bytes: &[u8]) -> Read {
     with_runtime(async |runtime| {
         let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new());
         disk.create_dir_all(Path::new(DIR)).await.expect("a directory");
@@ -144,16 +167,20 @@ fn read_log(bytes: &[u8]) -> bool {
         file.write_at(0, &[Bytes::copy_from_slice(bytes)]).await.expect("bytes");
         file.allocate(8 << 10).await.expect("room");
         log::check(Arc::clone(&disk), Path::new(DIR)).await.expect("a check ends");
-        let Ok(log) = Log::open(Arc::clone(&disk), DIR.into(), options(), runtime).await else { return true };
+        let Ok(log) = Log::open(Arc::clone(&disk), DIR.into(), options(), runtime).await else { return Read::Refused };
         let state = log.state();
         let last = state.last.map_or(0, |last| last.index);
         let purged = state.purged.map_or(0, |purged| purged.index);
         let entries = log.entries(purged + 1, last + 1, u64::MAX).await.expect("what an open log shows can be read");
         assert_eq!(entries.len() as u64, last - purged);
+        if entries.is_empty() {
+            // The only segment was torn at its beginning.
+            return Read::Refused;
+        }
         log.close().await.expect("an end");
         let again = Log::open(disk, DIR.into(), options(), runtime).await.unwrap_or_else(|error| panic!("{error}"));
         let same = again.state().last == state.last && again.state().vote == state.vote;
         again.close().await.expect("an end");
-        same
+        Read::taken(same)
     })
 }
