@@ -9,6 +9,7 @@ mod floor;
 mod log;
 mod machine;
 mod process;
+mod results;
 mod table;
 mod work;
 
@@ -22,9 +23,6 @@ use kubemq_runtime::Runtime;
 use kubemq_server::cli::output;
 
 use work::{Times, WORKS};
-
-/// Where the results are kept beside the code.
-const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/RESULTS.md");
 
 /// Measures the broker beside the floors of the machine
 #[derive(clap::Parser)]
@@ -62,7 +60,7 @@ enum Command {
         /// Only rows whose name contains this
         #[arg(long, default_value = "", hide_default_value = true)]
         only: String,
-        /// Keep the table in RESULTS.md beside the code
+        /// Keep the table in its section of RESULTS.md beside the code
         #[arg(long)]
         write: bool,
     },
@@ -114,7 +112,7 @@ async fn command(arguments: &Arguments, runtime: Runtime) -> anyhow::Result<()> 
             let text = table::run(&plan, &runtime).await?;
             output::line(&text)?;
             if *write {
-                std::fs::write(RESULTS, text).with_context(|| format!("could not write {RESULTS}"))?;
+                results::keep(&text)?;
             }
             Ok(())
         }
