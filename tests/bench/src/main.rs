@@ -1,7 +1,7 @@
 //! `kubemq-bench`: what the broker reaches, beside what the machine would allow.
 //!
 //! [`floor`] and [`disk`] measure the machine, [`log`] the storage log by itself, [`table`] the program, with
-//! the loads of `kubemq bench` (the library `kubemq_server::cli::bench`). Figures without the floors of the same
+//! the loads of `kubemq bench` (the library `kubemq_server::cli::bench`), [`pushes`] what it does at its bounds. Figures without the floors of the same
 //! run say little: everything here prints both. Nothing here is a test; no speed is ever asserted.
 
 mod disk;
@@ -9,6 +9,7 @@ mod floor;
 mod log;
 mod machine;
 mod process;
+mod pushes;
 mod results;
 mod table;
 mod work;
@@ -30,6 +31,9 @@ use work::{Times, WORKS};
   cargo build --release -p kubemq-server -p kubemq-bench
   target/release/kubemq-bench table --write
   target/release/kubemq-bench table --only 'upstream stream, 64' --rounds 1
+  target/release/kubemq-bench push --list
+  target/release/kubemq-bench push backlog-in-batches --scale 0.1
+  target/release/kubemq-bench push --write
   target/release/kubemq-bench floors
   target/release/kubemq-bench log")]
 struct Arguments {
@@ -61,6 +65,26 @@ enum Command {
         #[arg(long, default_value = "", hide_default_value = true)]
         only: String,
         /// Keep the table in its section of RESULTS.md beside the code
+        #[arg(long)]
+        write: bool,
+    },
+    /// Give a broker far more of something than is usual, below a ceiling of memory
+    Push {
+        /// The pushes to run [default: all]
+        names: Vec<String>,
+        /// Print what pushes there are
+        #[arg(long)]
+        list: bool,
+        /// The share of the full size that is pushed
+        #[arg(long, default_value_t = 1.0, value_parser = scale)]
+        scale: f64,
+        /// How long the soak takes, in minutes
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=1440))]
+        minutes: u16,
+        /// The broker's program [default: `kubemq` beside this one]
+        #[arg(long)]
+        broker: Option<PathBuf>,
+        /// Keep the rows in RESULTS.md beside the code
         #[arg(long)]
         write: bool,
     },
@@ -116,6 +140,19 @@ async fn command(arguments: &Arguments, runtime: Runtime) -> anyhow::Result<()> 
             }
             Ok(())
         }
+        Command::Push { list: true, .. } => pushes::list(),
+        Command::Push { names, list: _, scale, minutes, broker, write } => {
+            let plan = pushes::Plan {
+                broker: broker.clone().map_or_else(beside_this_program, Ok)?,
+                directory: directory.clone(),
+                scale: *scale,
+                soak: Duration::from_secs(60 * u64::from(*minutes)),
+            };
+            if !pushes::run(names, &plan, *write, &runtime).await? {
+                anyhow::bail!("not everything holds that is demanded");
+            }
+            Ok(())
+        }
         Command::ServeFloor => {
             let tell = |address: std::net::SocketAddr| {
                 Ok(output::json(&serde_json::json!({ "message": "ready", "grpc": address.to_string() }))?)
@@ -145,6 +182,11 @@ async fn floors(directory: &Path, rounds: usize, times: Times, runtime: &Runtime
         output::line(format_args!("{}: {}", work.name, table::figures(&table::middle(&samples))))?;
     }
     Ok(())
+}
+
+fn scale(text: &str) -> Result<f64, String> {
+    let scale: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.0001..=10.0).contains(&scale) { Ok(scale) } else { Err("not between 0.0001 and 10".to_owned()) }
 }
 
 fn beside_this_program() -> anyhow::Result<PathBuf> {

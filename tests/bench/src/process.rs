@@ -14,6 +14,8 @@ pub(crate) struct Server {
     child: Child,
     /// Where it listens for gRPC.
     pub(crate) address: String,
+    /// Where it listens for HTTP; the floor does not.
+    pub(crate) http: String,
     /// From the start of the process to the line that says it is ready.
     pub(crate) start_up: Duration,
     /// Removed when the server is gone.
@@ -24,21 +26,20 @@ impl Server {
     /// Starts the floor server: this program with another command.
     pub(crate) fn floor(clock: &Clock) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("this program has no path")?;
-        Self::start(Command::new(program).arg("serve-floor"), None, clock)
+        let mut command = Command::new(program);
+        command.arg("serve-floor");
+        Self::start(command, None, clock)
     }
 
     /// Starts the broker with an empty data directory below `directory`.
     pub(crate) fn broker(program: &Path, directory: &Path, clock: &Clock) -> anyhow::Result<Self> {
         let data = TempDir::new_in(directory).context("could not make a data directory")?;
-        let mut command = Command::new(program);
-        command.arg("server").arg("--data").arg(data.path().join("data"));
-        command.args(["--grpc-port", "0", "--http-port", "0"]);
-        // Its logs would stand between the results; a failure to start is shown by running it by hand.
-        command.stderr(Stdio::null());
-        Self::start(&mut command, Some(data), clock)
+        let directory = data.path().join("data");
+        Self::start(serving(Command::new(program), &directory), Some(data), clock)
     }
 
-    fn start(command: &mut Command, data: Option<TempDir>, clock: &Clock) -> anyhow::Result<Self> {
+    /// Runs `command`, which says when it is ready, and keeps `data` until it has ended.
+    pub(crate) fn start(mut command: Command, data: Option<TempDir>, clock: &Clock) -> anyhow::Result<Self> {
         let begin = clock.now();
         let mut child = command
             .stdin(Stdio::null())
@@ -46,12 +47,14 @@ impl Server {
             .spawn()
             .with_context(|| format!("could not start {}", command.get_program().display()))?;
         let Some(stdout) = child.stdout.take() else { bail!("the server has no standard output") };
-        let mut server = Self { child, address: String::new(), start_up: Duration::ZERO, _data: data };
+        let (address, http) = (String::new(), String::new());
+        let mut server = Self { child, address, http, start_up: Duration::ZERO, _data: data };
         for line in BufReader::new(stdout).lines() {
             let line = line.context("could not read what the server says")?;
-            if let Some(address) = ready_address(&line) {
+            if let Some(ready) = ready_line(&line) {
                 server.start_up = clock.now().since(begin);
-                server.address = address;
+                server.address = named(&ready, "grpc").unwrap_or_default();
+                server.http = named(&ready, "http").unwrap_or_default();
                 return Ok(server);
             }
         }
@@ -61,6 +64,11 @@ impl Server {
     /// The number of the process.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Returns whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
     }
 }
 
@@ -72,12 +80,22 @@ impl Drop for Server {
     }
 }
 
-fn ready_address(line: &str) -> Option<String> {
+/// Returns `command`, which is the broker's program, with what makes it serve `data` on any ports.
+pub(crate) fn serving(mut command: Command, data: &Path) -> Command {
+    command.arg("server").arg("--data").arg(data);
+    command.args(["--grpc-port", "0", "--http-port", "0"]);
+    // Its logs would stand between the results; a failure to start is shown by running it by hand.
+    command.stderr(Stdio::null());
+    command
+}
+
+fn ready_line(line: &str) -> Option<serde_json::Value> {
     let line: serde_json::Value = serde_json::from_str(line).ok()?;
-    if line.get("message")?.as_str()? != "ready" {
-        return None;
-    }
-    Some(line.get("grpc")?.as_str()?.to_owned())
+    (line.get("message")?.as_str()? == "ready").then_some(line)
+}
+
+fn named(line: &serde_json::Value, name: &str) -> Option<String> {
+    Some(line.get(name)?.as_str()?.to_owned())
 }
 
 #[cfg(test)]
@@ -86,9 +104,10 @@ mod tests {
 
     #[test]
     fn only_the_ready_line_has_the_address() {
-        let ready = r#"{"message":"ready","grpc":"127.0.0.1:7","http":"127.0.0.1:8"}"#;
-        assert_eq!(ready_address(ready).as_deref(), Some("127.0.0.1:7"));
-        assert_eq!(ready_address(r#"{"message":"loaded","grpc":"127.0.0.1:7"}"#), None);
-        assert_eq!(ready_address("ready"), None);
+        let ready = ready_line(r#"{"message":"ready","grpc":"127.0.0.1:7","http":"127.0.0.1:8"}"#).unwrap();
+        assert_eq!(named(&ready, "grpc").as_deref(), Some("127.0.0.1:7"));
+        assert_eq!(named(&ready, "http").as_deref(), Some("127.0.0.1:8"));
+        assert_eq!(ready_line(r#"{"message":"loaded","grpc":"127.0.0.1:7"}"#), None);
+        assert_eq!(ready_line("ready"), None);
     }
 }

@@ -15,9 +15,13 @@ pub(crate) fn keep(section: &str) -> anyhow::Result<()> {
     std::fs::write(PATH, replaced(&text, section)).with_context(|| format!("could not write {PATH}"))
 }
 
-/// Returns `text` with `section` in its place.
-fn replaced(text: &str, section: &str) -> String {
-    let heading = section.lines().next().unwrap_or_default();
+/// Returns the section whose first line is `heading`, empty when there is none. Fails when the file cannot be read.
+pub(crate) fn section(heading: &str) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(PATH).with_context(|| format!("could not read {PATH}"))?;
+    Ok(sections(&text).into_iter().find(|section| section.lines().next() == Some(heading)).unwrap_or_default())
+}
+
+fn sections(text: &str) -> Vec<String> {
     let mut parts: Vec<String> = Vec::new();
     for line in text.lines() {
         match parts.last_mut() {
@@ -28,6 +32,13 @@ fn replaced(text: &str, section: &str) -> String {
             _ => parts.push(line.to_owned()),
         }
     }
+    parts
+}
+
+/// Returns `text` with `section` in its place.
+fn replaced(text: &str, section: &str) -> String {
+    let heading = section.lines().next().unwrap_or_default();
+    let mut parts = sections(text);
     match parts.iter_mut().find(|part| part.lines().next() == Some(heading)) {
         Some(part) => section.clone_into(part),
         None => parts.push(section.to_owned()),

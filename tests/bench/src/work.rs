@@ -120,6 +120,7 @@ impl Work {
             items: None,
             events: REPLAYED,
             receivers: self.receivers,
+            messages: None,
             duration: times.duration,
             warm_up: times.warm_up,
             broker_process: Some(server.id()),

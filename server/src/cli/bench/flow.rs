@@ -27,6 +27,8 @@ pub(super) struct Flow {
     /// Messages per request.
     batch: u64,
     schedule: Option<Schedule>,
+    /// How many messages it lets go altogether, but for the rest of the last request.
+    limit: u64,
     sent: AtomicU64,
     answered: AtomicU64,
     stopped: AtomicBool,
@@ -53,13 +55,22 @@ impl Schedule {
 }
 
 impl Flow {
-    pub(super) fn new(clock: Clock, tag: u64, window: u64, batch: u64, schedule: Option<Schedule>) -> Arc<Self> {
+    /// Without a `limit` it goes on until it is stopped.
+    pub(super) fn new(
+        clock: Clock,
+        tag: u64,
+        window: u64,
+        batch: u64,
+        schedule: Option<Schedule>,
+        limit: Option<u64>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             clock,
             tag: tag & (u64::MAX >> COUNTER_BITS),
             window: window.max(batch),
             batch,
             schedule,
+            limit: limit.unwrap_or(u64::MAX),
             sent: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
@@ -80,7 +91,7 @@ impl Flow {
     fn next(&self) -> Option<Id> {
         let number = self.sent.load(Ordering::Relaxed);
         let unanswered = number - self.answered.load(Ordering::Acquire);
-        if unanswered + self.batch > self.window || self.stopped.load(Ordering::Relaxed) {
+        if unanswered + self.batch > self.window || number >= self.limit || self.is_stopped() {
             return None;
         }
         let now = self.clock.now();
@@ -101,7 +112,7 @@ impl Flow {
     pub(super) fn time_to_next(&self) -> Option<Duration> {
         let schedule = self.schedule?;
         let number = self.sent.load(Ordering::Acquire);
-        let has_room = self.unanswered() + self.batch <= self.window;
+        let has_room = self.unanswered() + self.batch <= self.window && number < self.limit;
         has_room.then(|| schedule.time_of(number / self.batch).since(self.clock.now()))
     }
 
@@ -132,7 +143,12 @@ impl Flow {
 
     /// Returns whether every message was answered and no further one will go.
     pub(super) fn is_drained(&self) -> bool {
-        self.is_stopped() && self.unanswered() == 0
+        (self.is_stopped() || self.sent.load(Ordering::Acquire) >= self.limit) && self.unanswered() == 0
+    }
+
+    /// Returns whether only [`Flow::stop`] ends it.
+    pub(super) fn is_endless(&self) -> bool {
+        self.limit == u64::MAX
     }
 }
 
@@ -151,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_window_is_kept() {
-        let flow = Flow::new(Clock::real(), 0, 4, 2, None);
+        let flow = Flow::new(Clock::real(), 0, 4, 2, None, None);
         assert_eq!(
             [ready(&flow), ready(&flow), ready(&flow)].map(|id| id.map(|id| id.number)),
             [Some(0), Some(2), None]
@@ -165,8 +181,18 @@ mod tests {
     }
 
     #[test]
+    fn a_flow_with_a_limit_ends_by_itself() {
+        let flow = Flow::new(Clock::real(), 0, 8, 2, None, Some(3));
+        assert_eq!([ready(&flow), ready(&flow), ready(&flow)].map(|id| id.is_some()), [true, true, false]);
+        flow.answered(3);
+        assert!(!flow.is_drained(), "the rest of the last request counts, too");
+        flow.answered(1);
+        assert!(flow.is_drained() && !flow.is_endless());
+    }
+
+    #[test]
     fn a_flow_knows_its_own_messages() {
-        let flows = [7, 8].map(|tag| Flow::new(Clock::real(), tag, 4, 1, None));
+        let flows = [7, 8].map(|tag| Flow::new(Clock::real(), tag, 4, 1, None, None));
         let id = ready(&flows[0]).unwrap();
         assert!(flows[0].made(id) && !flows[1].made(id));
     }
@@ -175,7 +201,7 @@ mod tests {
     fn a_late_request_is_charged_from_its_place_in_the_schedule() {
         let clock = Clock::real();
         let start = clock.now();
-        let flow = Flow::new(clock.clone(), 0, 1, 1, Some(Schedule { start, nanos_per_request: 1.0 }));
+        let flow = Flow::new(clock.clone(), 0, 1, 1, Some(Schedule { start, nanos_per_request: 1.0 }), None);
         assert_eq!(ready(&flow).map(|id| id.intended), Some(start));
         // The window holds the second one back; its time does not move.
         assert!(ready(&flow).is_none());
@@ -183,6 +209,6 @@ mod tests {
         assert_eq!(ready(&flow).map(|id| id.intended), Some(start + Duration::from_nanos(1)));
 
         let later = Schedule { start: clock.now() + Duration::from_secs(3600), nanos_per_request: 1.0 };
-        assert!(ready(&Flow::new(clock, 0, 1, 1, Some(later))).is_none());
+        assert!(ready(&Flow::new(clock, 0, 1, 1, Some(later), None)).is_none());
     }
 }

@@ -114,6 +114,8 @@ pub struct Load {
     pub events: u64,
     /// Subscribers that get each event that is not stored.
     pub receivers: usize,
+    /// Ends with so many messages instead of after a time, which is then the longest that it may take.
+    pub messages: Option<u64>,
     /// How long to measure.
     pub duration: Duration,
     /// How long to run before that.
@@ -164,7 +166,7 @@ impl Load {
         measured.refused += late.refused;
         measured.first_refusal = measured.first_refusal.take().or(late.error);
         measured.unanswered = running.unanswered();
-        Ok(Report::new(self, self.duration, &measured))
+        Ok(Report::new(self, &measured))
     }
 
     /// Returns for how many messages one request counts.
@@ -185,6 +187,8 @@ impl Load {
             "each connection has channels of its own: raise --channels or lower --connections"
         } else if self.mode == Mode::Replay && self.channels != self.connections {
             "a replay reads one channel on each connection: leave --channels out"
+        } else if self.messages.is_some() && !self.warm_up.is_zero() {
+            "a number of messages is counted from the first: leave --warmup out"
         } else if !matches!(self.mode, Mode::Upstream | Mode::EndToEnd) && self.batch > 1 {
             "one call or event carries one message: leave --batch out"
         } else {
@@ -207,8 +211,9 @@ impl Load {
         loop {
             let warming_up = done.is_none();
             let next = (last + Duration::from_secs(1)).min(if warming_up { from } else { to });
-            running.until(runtime, next).await?;
+            running.until_or_drained(runtime, next).await?;
             let now = runtime.clock.now();
+            let to = if running.is_drained() { now } else { to };
             let mut seen = meter.take();
             if let Some((measured, _)) = &mut done {
                 measured.latencies.add(&seen.latencies).ok();
@@ -233,6 +238,7 @@ impl Load {
                 done = Some((Measured::nothing(seen.latencies), self.used()));
             }
             if let Some((mut measured, before)) = done.take_if(|_| now >= to) {
+                measured.time = now.since(from);
                 let after = self.used();
                 measured.client = after.client.zip(before.client).map(|(after, before)| after.since(before));
                 measured.broker = after.broker.zip(before.broker).map(|(after, before)| after.since(before));
@@ -258,7 +264,17 @@ impl Load {
 impl Measured {
     fn nothing(mut latencies: Histogram<u64>) -> Self {
         latencies.reset();
-        Self { messages: 0, refused: 0, first_refusal: None, unanswered: 0, latencies, client: None, broker: None }
+        let time = Duration::ZERO;
+        Self {
+            time,
+            messages: 0,
+            refused: 0,
+            first_refusal: None,
+            unanswered: 0,
+            latencies,
+            client: None,
+            broker: None,
+        }
     }
 }
 
@@ -294,6 +310,7 @@ impl Running {
                 share(load.in_flight, load.connections, number),
                 load.weight(),
                 load.schedule(start, number),
+                load.messages.map(|messages| share(messages, load.connections, number)),
             );
             running.flows.push(Arc::clone(&flow));
             // With receivers, each channel belongs to one connection; otherwise every connection uses all.
@@ -420,11 +437,26 @@ impl Running {
         }
     }
 
+    /// Waits until `deadline` or until all flows have come to their ends.
+    async fn until_or_drained(&mut self, runtime: &Runtime, deadline: Instant) -> Result<(), Failure> {
+        if self.flows.iter().all(|flow| flow.is_endless()) {
+            return self.until(runtime, deadline).await;
+        }
+        while !self.is_drained() && runtime.clock.now() < deadline {
+            self.until(runtime, deadline.min(runtime.clock.now() + DRAIN_LOOK)).await?;
+        }
+        Ok(())
+    }
+
+    fn is_drained(&self) -> bool {
+        self.flows.iter().all(|flow| flow.is_drained())
+    }
+
     /// Sends nothing more and waits for the answers to what was sent.
     async fn drain(&mut self, runtime: &Runtime) -> Result<(), Failure> {
         self.flows.iter().for_each(|flow| flow.stop());
         let deadline = runtime.clock.now() + DRAIN;
-        while !self.flows.iter().all(|flow| flow.is_drained()) && runtime.clock.now() < deadline {
+        while !self.is_drained() && runtime.clock.now() < deadline {
             self.until(runtime, runtime.clock.now() + DRAIN_LOOK).await?;
         }
         Ok(())
@@ -474,10 +506,11 @@ async fn connect(load: &Load) -> Result<Service, Failure> {
     Ok(Service::new(channel, load.token.clone()))
 }
 
-/// Returns the share of the window that one connection has: the first ones take what does not divide.
-fn share(in_flight: u64, connections: usize, number: usize) -> u64 {
+/// Returns the share of the window, or of the messages, that one connection has: the first ones take what does not
+/// divide.
+fn share(all: u64, connections: usize, number: usize) -> u64 {
     let connections = connections as u64;
-    in_flight / connections + u64::from((number as u64) < in_flight % connections)
+    all / connections + u64::from((number as u64) < all % connections)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of a second are far below 2^52")]

@@ -38,6 +38,9 @@ type Service = InterceptedService<Channel, Token>;
 /// How many messages an open loop may have unanswered unless it says otherwise.
 const OPEN_LOOP_IN_FLIGHT: u64 = 16_384;
 
+/// How long a load may take that ends with a number of messages.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
 /// How many a closed loop has.
 const CLOSED_LOOP_IN_FLIGHT: u64 = 64;
 
@@ -146,6 +149,9 @@ struct Pace {
     /// Seconds to measure
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = some_seconds)]
     duration: Duration,
+    /// Messages to send, or a few more to fill the last request, instead of measuring for a time
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..), conflicts_with_all = ["duration", "warmup"])]
+    messages: Option<u64>,
     /// Seconds to run before measuring
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     warmup: Duration,
@@ -229,8 +235,9 @@ impl Pace {
             items: None,
             events: 0,
             receivers: 1,
-            duration: self.duration,
-            warm_up: self.warmup,
+            messages: self.messages,
+            duration: if self.messages.is_some() { LONGEST } else { self.duration },
+            warm_up: if self.messages.is_some() { Duration::ZERO } else { self.warmup },
             broker_process: self.broker_pid,
         })
     }
@@ -263,16 +270,18 @@ fn heading(load: &Load) -> String {
         |rate| format!("{} msg/s, at most {} in flight", grouped_rate(rate), grouped(load.in_flight)),
     );
     let receivers = if load.mode == Mode::Events { format!(", receivers {}", load.receivers) } else { String::new() };
+    let time = load.messages.map_or_else(
+        || format!("for {} s after {} s", load.duration.as_secs_f64(), load.warm_up.as_secs_f64()),
+        |messages| format!("{} messages", grouped(messages)),
+    );
     format!(
-        "Load {} on {}: {pace}, {} bytes, {} per request, channels {}, connections {}{receivers}, for {} s after {} s",
+        "Load {} on {}: {pace}, {} bytes, {} per request, channels {}, connections {}{receivers}, {time}",
         load.mode.name(),
         load.address,
         load.size,
         load.batch,
         load.channels,
-        load.connections,
-        load.duration.as_secs_f64(),
-        load.warm_up.as_secs_f64()
+        load.connections
     )
 }
 

@@ -50,6 +50,13 @@ pub fn resident_bytes(process: Option<u32>) -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
+/// Returns the most memory that a process ever had resident, in bytes.
+#[must_use]
+pub fn peak_resident_bytes(process: Option<u32>) -> Option<u64> {
+    let kibibytes = number_in(&path(process, "status"), "VmHWM:")?;
+    Some(kibibytes * 1024)
+}
+
 /// Returns how many bytes a process caused to be written to disks.
 #[must_use]
 pub fn written_bytes(process: Option<u32>) -> Option<u64> {
@@ -77,7 +84,8 @@ mod tests {
         while cpu_time(None).unwrap() == before {
             assert!(deadline.now().as_nanos() < 60_000_000_000, "a minute of work used no processor time");
         }
-        assert!(resident_bytes(None).unwrap() > 1 << 16);
+        let resident = resident_bytes(None).unwrap();
+        assert!(resident > 1 << 16 && peak_resident_bytes(None).unwrap() >= resident);
         assert!(written_bytes(None).is_some());
         assert_eq!(cpu_time(Some(u32::MAX)), None);
     }

@@ -89,8 +89,9 @@ impl Latency {
 
 impl Report {
     #[expect(clippy::cast_precision_loss, reason = "counts of a run are far below 2^52")]
-    pub(super) fn new(load: &Load, seconds: Duration, done: &Measured) -> Self {
-        let rate = done.messages as f64 / seconds.as_secs_f64();
+    pub(super) fn new(load: &Load, done: &Measured) -> Self {
+        let seconds = done.time.as_secs_f64();
+        let rate = done.messages as f64 / seconds;
         Self {
             mode: load.mode,
             target_rate: load.rate,
@@ -99,7 +100,7 @@ impl Report {
             channels: load.channels,
             connections: load.connections,
             batch: load.batch,
-            seconds: seconds.as_secs_f64(),
+            seconds,
             messages: done.messages,
             rate: round(rate),
             bytes_per_second: round(rate * load.size as f64),
@@ -164,6 +165,7 @@ impl Report {
 
 /// What was counted in the measured time.
 pub(super) struct Measured {
+    pub(super) time: Duration,
     pub(super) messages: u64,
     pub(super) refused: u64,
     pub(super) first_refusal: Option<String>,

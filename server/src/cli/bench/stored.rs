@@ -99,7 +99,7 @@ where
 ///
 /// When the stream fails or an event is refused.
 pub(super) async fn fill(service: Service, events: u64, template: Template, clock: Clock) -> Result<(), Failure> {
-    let flow = Flow::new(clock, 0, events, 1, None);
+    let flow = Flow::new(clock, 0, events, 1, None, Some(events));
     let requests = {
         let flow = Arc::clone(&flow);
         futures_util::stream::poll_fn(move |context| {
