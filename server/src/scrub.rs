@@ -152,3 +152,34 @@ async fn tell(gateway: &Gateway, damaged: Vec<ScrubDamage>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kubemq_storage::fs::MemoryDisk;
+
+    use super::*;
+
+    #[test]
+    fn so_many_damaged_places_are_remembered() {
+        let scrubber = Scrubber::default();
+        let damage = |offset| ScrubDamage { error: StorageError::Closed, offset, lost: None };
+        let many = REMEMBERED as u64 + 10;
+        assert_eq!(scrubber.news(1, (0..many).map(damage).collect()).len(), REMEMBERED);
+        assert_eq!(scrubber.stats().damaged, REMEMBERED as u64);
+        assert!(scrubber.news(1, vec![damage(0), damage(many)]).is_empty(), "known, and too many");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn no_more_is_read_in_a_second_than_configured() {
+        let node = crate::damage::tests::filled(&MemoryDisk::default()).await;
+        let (gateway, clock) = (node.gateway(), &node.gateway().runtime().clock);
+        let begin = clock.now();
+        pass(gateway, Pace { bytes_per_second: 256 << 10, ..Pace::default() }).await.unwrap();
+        let read = gateway.scrubber().stats().bytes;
+        assert!(read >= 64 << 10, "{read}");
+        // Pauses are in whole milliseconds, one for each of the files.
+        let least = Duration::from_millis(read * 1000 / (256 << 10) - gateway.log().segments().len() as u64);
+        assert!(clock.now().since(begin) >= least, "{read} bytes in {:?}", clock.now().since(begin));
+        node.stop().await;
+    }
+}

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use super::output::{self, Ending, Failure, Format};
 use super::settings::{self, Settings};
 use crate::config::{example, listing};
+use crate::reference;
 
 /// Show the configuration
 #[derive(Debug, clap::Args)]
@@ -13,6 +14,7 @@ use crate::config::{example, listing};
   GRPC_PORT=50001 kubemq config print --set queue.maxDelaySeconds=60
   kubemq config print --config production.yaml --output json
   kubemq config example > config.yaml
+  kubemq config reference > reference.md
 
 Exit codes: 0 the configuration can be used, 1 it cannot, 2 wrong usage.")]
 pub struct Configuration {
@@ -33,6 +35,8 @@ enum Command {
     },
     /// Show a configuration file with every key, its meaning, bounds and default
     Example,
+    /// Show every key and every bound of the program, with what happens at it, as a page in Markdown
+    Reference,
 }
 
 impl Configuration {
@@ -47,9 +51,14 @@ impl Configuration {
                     ExitCode::FAILURE
                 }
             },
-            Command::Example => output::finish(output::line(example().trim_end()).map_or_else(failed, |()| done())),
+            Command::Example => text(&example()),
+            Command::Reference => text(&reference::page()),
         }
     }
+}
+
+fn text(text: &str) -> ExitCode {
+    output::finish(output::line(text.trim_end()).map_or_else(failed, |()| done()))
 }
 
 fn print(lines: &[crate::config::Line], warnings: &[String], format: Format) -> Result<Ending, Failure> {

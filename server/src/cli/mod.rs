@@ -117,6 +117,7 @@ mod tests {
             "kubemq events_store rec orders --start-first",
             "kubemq config p --output json",
             "kubemq config example",
+            "kubemq config reference",
             "kubemq doctor --data d --output json",
             "kubemq doctor --files-only",
             "kubemq doctor export --data d --channel a --channel b",

@@ -597,7 +597,8 @@ impl Key {
     }
 
     /// Returns its bounds and unit as a person reads them.
-    pub(super) fn bounds(&self) -> String {
+    #[must_use]
+    pub fn bounds(&self) -> String {
         match &self.kind {
             Kind::Port => "a port, 0 to 65535".to_owned(),
             Kind::Address => "an IP address".to_owned(),

@@ -33,6 +33,16 @@ async fn send(node: &Node, number: u64) {
     assert!(!sent.is_error, "{sent:?}");
 }
 
+/// A node like that, which holds a few files of messages.
+pub(crate) async fn filled(disk: &MemoryDisk) -> Node {
+    let node = start(disk).await;
+    node.ready().await;
+    for number in 0..100 {
+        send(&node, number).await;
+    }
+    node
+}
+
 fn wanted(node: &Node, max: usize, wait: Duration) -> Take {
     let deadline = node.gateway().runtime().clock.now() + wait;
     Take { channel: "q".to_owned(), max, max_bytes: u64::MAX, deadline }
@@ -155,4 +165,19 @@ async fn a_damaged_message_is_there_when_its_disk_is_mended() {
     let node = start(&disk).await;
     assert_eq!(take(&node, 100, SOON).await.deliveries.len(), 100);
     node.stop().await;
+}
+
+#[test]
+fn so_many_are_remembered_and_the_next_is_counted_each_time() {
+    let damage = Damage::default();
+    let pass_over = |sequence: usize| {
+        let place = Place { channel: "q", sequence: sequence as u64, entry: 1, part: 1 };
+        damage.pass_over(&place, &Unreadable::Content("nothing".to_owned()));
+        usize::try_from(damage.passed_over()).unwrap()
+    };
+    for sequence in 0..TOLD {
+        assert_eq!(pass_over(sequence), sequence + 1);
+    }
+    assert_eq!((pass_over(0), pass_over(TOLD - 1)), (TOLD, TOLD), "known");
+    assert_eq!((pass_over(TOLD), pass_over(TOLD)), (TOLD + 1, TOLD + 2), "not remembered");
 }

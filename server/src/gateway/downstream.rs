@@ -193,7 +193,7 @@ impl Downstream {
             Ok(wanted) => wanted,
             Err(refusal) => return Some(refused(answer, &refusal)),
         };
-        if self.gets.len() + self.later.len() >= GETS || self.own.len() >= OPEN_TRANSACTIONS {
+        if self.gets.len() + self.later.len() >= GETS || self.own.is_full(OPEN_TRANSACTIONS) {
             return Some(refused(answer, &Refusal::QueueSubscribe));
         }
         let client = if request.auto_ack { self.client } else { Client::default() };

@@ -347,6 +347,9 @@ mod tests {
             ("a+b", "a+b", true),
             ("(", "a(b", true),
             ("(", "ab", false),
+            // Beyond what an expression may cost it is text.
+            ("(a{999}){999}", "aaa", false),
+            ("(a{999}){999}", "(a{999}){999}", true),
         ];
         for (filter, name, expected) in rows {
             assert_eq!(Filter::new(filter).matches(name), expected, "{filter} on {name}");

@@ -419,3 +419,6 @@ impl Future for Submitted {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

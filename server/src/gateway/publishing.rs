@@ -450,6 +450,45 @@ mod tests {
         node.stop().await;
     }
 
+    /// Returns how many of `count` messages of `bytes` are read from a stream while nobody leads.
+    async fn read_without_an_answer(node: &Node, count: usize, bytes: usize) -> usize {
+        let (sender, receiver) = tokio::sync::mpsc::channel(count);
+        let body = Bytes::from(vec![7; bytes]);
+        for number in 0..count {
+            let mut request = request(number);
+            request.messages[0].body = body.clone();
+            assert!(sender.try_send(Ok::<_, std::convert::Infallible>(request)).is_ok());
+        }
+        let (answers, _answered) = mpsc::channel(count);
+        node.gateway().depose();
+        let clock = &node.gateway().runtime().clock;
+        let watch = async {
+            let mut read = (0, 0);
+            // Until nothing more is read for as long as it takes to ask for a leader many times.
+            while read.0 == 0 || read.1 < 50 {
+                clock.sleep(LEAD_RETRY).await;
+                let now = count - (sender.max_capacity() - sender.capacity());
+                read = if now == read.0 { (now, read.1 + 1) } else { (now, 0) };
+            }
+            read.0
+        };
+        tokio::select! {
+            biased;
+            _ = upstream::serve(node.gateway(), ReceiverStream::new(receiver), answers, Stop::new()) => panic!("ended"),
+            read = watch => read,
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stream_that_is_not_answered_is_not_read_on() {
+        let node = start(&MemoryDisk::default()).await;
+        node.ready().await;
+        assert_eq!(read_without_an_answer(&node, UNANSWERED_REQUESTS + 100, 1).await, UNANSWERED_REQUESTS);
+        let most = UNANSWERED_BYTES >> 20;
+        assert_eq!(read_without_an_answer(&node, most + 100, 1 << 20).await, most);
+        node.stop().await;
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn what_belongs_to_a_leadership_that_is_over_is_not_taken() {
         let node = start(&MemoryDisk::default()).await;

@@ -55,7 +55,9 @@ impl Own {
 
     /// Remembers a transaction; one without messages is closed from the start.
     pub(super) fn open(&mut self, id: &str, client_id: String, held: Option<Held>) {
-        self.forget_some();
+        if self.known.len() >= self.forget_at {
+            self.forget_some();
+        }
         let id: Arc<str> = id.into();
         let is_open = held.is_some();
         let transaction = Arc::new(Mutex::new(Transaction { client_id, held }));
@@ -67,7 +69,8 @@ impl Own {
     }
 
     /// Returns how many are remembered: the open ones and some that are closed.
-    pub(super) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.known.len()
     }
 
@@ -82,11 +85,16 @@ impl Own {
         owned.then(|| Found { node: self.node.clone(), id: Arc::clone(id), transaction: Arc::clone(transaction) })
     }
 
-    /// Forgets the oldest half of the closed ones when there are too many.
-    fn forget_some(&mut self) {
-        if self.known.len() < self.forget_at {
-            return;
+    /// Returns whether as many as `most` are open.
+    pub(super) fn is_full(&mut self, most: usize) -> bool {
+        if self.known.len() >= most {
+            self.forget_some();
         }
+        self.known.len() >= most
+    }
+
+    /// Forgets the oldest closed ones, a part of those that are remembered at most.
+    fn forget_some(&mut self) {
         let mut spare = REMEMBERED / 2;
         let known = &mut self.known;
         self.order.retain(|id| {

@@ -30,10 +30,12 @@ const MAX_FRAME: u32 = 1024 * 1024;
 const MAX_STREAMS: u32 = 1_000_000;
 /// Streams that a client may cancel before they were looked at; beyond it the connection is closed.
 const CANCELLED_STREAMS: usize = 1024;
-/// How often a silent connection is asked whether it is still there, and how long it may take to answer.
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
+/// How long a connection may be silent before it is asked whether it is still there.
+const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(30);
+/// How long it may take to answer.
+const KEEP_ALIVE_WITHIN: Duration = Duration::from_secs(20);
 /// How the kernel probes a silent connection. A machine that vanished is noticed after eleven seconds: until then the
-/// ids of its clients are taken. (A process that stands still answers to these; see [`KEEP_ALIVE`].)
+/// ids of its clients are taken. (A process that stands still answers to these; see [`KEEP_ALIVE_AFTER`].)
 const PROBES: Probes = Probes { after: Duration::from_secs(5), every: Duration::from_secs(2), most: 3 };
 
 struct Probes {
@@ -136,8 +138,8 @@ pub async fn serve(
         .max_frame_size(MAX_FRAME)
         .max_concurrent_streams(MAX_STREAMS)
         .http2_max_pending_accept_reset_streams(Some(CANCELLED_STREAMS))
-        .http2_keepalive_interval(Some(KEEP_ALIVE.0))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE.1))
+        .http2_keepalive_interval(Some(KEEP_ALIVE_AFTER))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_WITHIN))
         .layer(CallsLayer(Arc::clone(&door)))
         .add_service(service)
         .add_service(reflection().build_v1()?)

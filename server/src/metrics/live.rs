@@ -116,7 +116,7 @@ impl LiveNumbers {
             let answers = metric(MetricType::COUNTER, &labels(host, "responses", "send", ""), sum);
             add(families, name, help, MetricType::COUNTER, vec![answers]);
         }
-        let Totals { pending_requests, waiting_bytes, cached_answers, cached_bytes } = &self.totals;
+        let Totals { pending_requests, waiting_bytes, cached_answers, cached_bytes, .. } = &self.totals;
         families.extend([
             gauge("kubemq_requests_pending", "requests that wait for their answer", &[], as_u64(*pending_requests)),
             gauge(
@@ -159,6 +159,20 @@ mod tests {
     use prometheus::TextEncoder;
 
     use super::*;
+
+    #[tokio::test]
+    async fn so_many_channels_are_named_and_the_others_summed_up() {
+        let live = Live::new(&kubemq_runtime::Runtime::real(), crate::live::Limits::default());
+        let subscribe = |number: usize| {
+            let channel = format!("c.{number:05}");
+            live.subscribe(Pattern::Events, &kubemq_proto::kubemq::Subscribe { channel, ..Default::default() })
+        };
+        let subscriptions: Vec<_> = (0..CHANNELS + 50).map(subscribe).collect();
+        let numbers = LiveNumbers::read(&live);
+        let named = &numbers.channels["events"];
+        assert_eq!((named.len(), named[OTHERS].subscribers), (CHANNELS + 1, 50));
+        assert_eq!(named.values().map(|counted| counted.subscribers).sum::<u64>(), subscriptions.len() as u64);
+    }
 
     #[test]
     fn they_stand_beside_those_of_queues_under_the_same_names() {

@@ -38,9 +38,9 @@ pub(crate) enum KeeperJob {
 }
 
 /// Freed files that are kept, at most.
-const FREE_FILES: usize = 8;
+pub(super) const FREE_FILES: usize = 8;
 /// How long they are kept when none comes or goes.
-const FREE_FOR: Duration = Duration::from_secs(60);
+pub(super) const FREE_FOR: Duration = Duration::from_secs(60);
 
 /// A reserved file, durable under its name.
 pub(crate) struct Spare {

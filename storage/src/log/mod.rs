@@ -444,8 +444,11 @@ impl Log {
     /// Returns what the log has done since it was opened.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let tail_bytes = self.0.shared.index.lock().tail.bytes();
-        self.0.shared.counts.stats(tail_bytes, self.0.shared.options.tail_cache_bytes)
+        let (tail_bytes, read_ahead_bytes) = {
+            let index = self.0.shared.index.lock();
+            (index.tail.bytes(), index.read_ahead_bytes())
+        };
+        self.0.shared.counts.stats(tail_bytes, self.0.shared.options.tail_cache_bytes, read_ahead_bytes)
     }
 
     /// Returns when the log is flushed.

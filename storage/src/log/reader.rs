@@ -21,7 +21,7 @@ const NEAR: u64 = 64 << 10;
 /// Read at once for somebody who reads in order.
 const AHEAD: u64 = 1 << 20;
 /// Bytes of read-ahead that are kept, in all.
-const KEPT: u64 = 16 << 20;
+pub(super) const KEPT: u64 = 16 << 20;
 /// How far behind a chunk the next read may begin and still count as being in order.
 const IN_ORDER: u64 = 64;
 
@@ -105,10 +105,15 @@ impl Index {
         self.read_ahead.iter().find(|chunk| chunk.first <= index && index < chunk.end()).cloned()
     }
 
+    /// Returns how much was read ahead and is kept.
+    pub(crate) fn read_ahead_bytes(&self) -> u64 {
+        self.read_ahead.iter().map(|chunk| chunk.bytes).sum()
+    }
+
     /// Keeps a chunk, and as many older ones as the budget allows.
     fn keep(&mut self, chunk: &Arc<Chunk>) {
         self.read_ahead.push_back(Arc::clone(chunk));
-        let mut bytes: u64 = self.read_ahead.iter().map(|chunk| chunk.bytes).sum();
+        let mut bytes = self.read_ahead_bytes();
         while bytes > KEPT && self.read_ahead.len() > 1 {
             bytes -= self.read_ahead.pop_front().map_or(0, |chunk| chunk.bytes);
         }

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::reader::KEPT;
+
 /// How many latency classes there are; class n holds what took less than 2^n microseconds.
 pub const CLASSES: usize = 24;
 
@@ -25,6 +27,10 @@ pub struct Stats {
     pub tail_bytes: u64,
     /// Beyond so many the oldest are given up.
     pub tail_most: u64,
+    /// Bytes that were read ahead from files.
+    pub read_ahead_bytes: u64,
+    /// Beyond so many the oldest are forgotten, unless they are one chunk.
+    pub read_ahead_most: u64,
     /// Reads that went to a file.
     pub file_reads: u64,
     /// Bytes of groups that are written and not flushed yet.
@@ -63,7 +69,7 @@ impl Counts {
         Self::add(&self.latency[class.min(CLASSES - 1)], 1);
     }
 
-    pub(crate) fn stats(&self, tail_bytes: u64, tail_most: u64) -> Stats {
+    pub(crate) fn stats(&self, tail_bytes: u64, tail_most: u64, read_ahead_bytes: u64) -> Stats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
             groups: read(&self.groups),
@@ -74,6 +80,8 @@ impl Counts {
             marks: read(&self.marks),
             tail_bytes,
             tail_most,
+            read_ahead_bytes,
+            read_ahead_most: KEPT,
             unflushed_bytes: read(&self.unflushed),
             file_reads: read(&self.file_reads),
             fdatasync_nanos: read(&self.latency_nanos),

@@ -59,6 +59,21 @@ fn who_reads_in_order_asks_the_disk_once_a_mebibyte() {
 }
 
 #[test]
+fn what_is_read_ahead_is_bounded() {
+    let options = Options { segment_bytes: 64 << 20, tail_cache_bytes: 0, group_bytes: 1 << 20, ..Options::default() };
+    let bench = filled(options, 3072, 8 << 10).restart(options);
+    let mut most = 0;
+    for index in 1..=3072 {
+        bench.run(bench.log.read_part(index, 1)).unwrap();
+        let stats = bench.log.stats();
+        most = most.max(stats.read_ahead_bytes);
+        assert!(stats.read_ahead_bytes <= stats.read_ahead_most, "{stats:?}");
+    }
+    // It was reached: less than the largest chunk was left.
+    assert!(most + (1 << 20) > bench.log.stats().read_ahead_most, "{most}");
+}
+
+#[test]
 fn a_read_gives_at_least_one_entry_and_stops_at_the_bound() {
     for bench in [filled(small(), 32, 300), filled(small(), 32, 300).restart(small())] {
         assert_eq!(bench.run(bench.log.entries(5, 20, 1)).unwrap(), entries(1, 5..6, 300));

@@ -109,6 +109,29 @@ fn files_of_removed_segments_are_written_again_and_forgotten_by_a_restart() {
 }
 
 #[test]
+fn no_more_freed_files_are_kept_than_may_be_and_none_for_long() {
+    let bench = Bench::new(small());
+    bench.run(bench.log.append_synced(entries(1, 1..200, 200))).unwrap();
+    let free = || {
+        let names = bench.run(Disk::list(&bench.disk, &dir())).unwrap();
+        names.iter().filter(|name| segment::is_free(name)).count()
+    };
+    let before = bench.log.segments().len();
+    free_all(&bench, 199);
+    assert!(before > keeper::FREE_FILES + 4, "{before}");
+    assert_eq!(free(), keeper::FREE_FILES);
+    let look = || {
+        bench.log.look_after_disk();
+        bench.world.settle();
+    };
+    look();
+    assert_eq!(free(), keeper::FREE_FILES, "they may be written again soon");
+    bench.run(bench.world.runtime().clock.sleep(keeper::FREE_FOR));
+    look();
+    assert_eq!(free(), 0);
+}
+
+#[test]
 fn a_file_that_somebody_reads_is_not_written_again() {
     let bench = Bench::new(small());
     bench.run(bench.log.append_synced(entries(1, 1..60, 200))).unwrap();

@@ -1,0 +1,68 @@
+//! Each bound of the core that no other scenario comes to.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use bytes::Bytes;
+use kubemq_broker::limits::{CURSORS_PER_CHANNEL, Limits, MOVE_ITEMS, RELEASE_TIMERS, SEQUENCE_RANGES};
+use kubemq_broker::{
+    Answer, BatchView, ChannelId, DecodeError, Kind, MoveItem, MoveMode, Name, Operation, Outcome, Reader, Refusal,
+    Sequences, Start, State, TimerRef,
+};
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+#[test]
+fn longer_lists_are_malformed() {
+    let item = |sequence| MoveItem { sequence, receive_count: 1, expires_at: 0 };
+    let moved = |count: usize| Operation::Move {
+        from: ChannelId(1),
+        to: (Kind::Queue, name("q")),
+        mode: MoveMode::Requeue,
+        items: (1..=count as u64).map(item).collect(),
+    };
+    let released = |count: usize| Operation::Release {
+        timers: (1..=count as u64).map(|entry| TimerRef { due: 1, entry, part: 1 }).collect(),
+    };
+    // Every other one, so that each is a range of its own.
+    let acked = |count: usize| Operation::Ack {
+        channel: ChannelId(1),
+        sequences: (1..=count as u64).map(|number| 2 * number).collect(),
+    };
+    for (most, operation) in
+        [(MOVE_ITEMS, &moved as &dyn Fn(usize) -> Operation), (RELEASE_TIMERS, &released), (SEQUENCE_RANGES, &acked)]
+    {
+        let whole = operation(most);
+        assert_eq!(Operation::decode(&whole.to_bytes()), Ok(whole));
+        assert_eq!(Operation::decode(&operation(most + 1).to_bytes()), Err(DecodeError::TooMany), "{most}");
+    }
+    let long: Sequences = (1..=SEQUENCE_RANGES as u64 + 1).map(|number| 2 * number).collect();
+    let pieces = long.split();
+    assert_eq!(pieces.len(), 2, "who settles more uses several operations");
+}
+
+#[test]
+fn a_channel_keeps_so_many_places_and_refuses_the_next() {
+    let mut state = State::new(Limits::default());
+    let mut entry = 0;
+    let mut open = |from: usize, to: usize| {
+        entry += 1;
+        let open = |number| Operation::OpenCursor {
+            channel: name("e"),
+            reader: Reader::client(&name(&format!("c{number}"))),
+            start: Start::New,
+        };
+        let operations: Vec<Bytes> = (from..to).map(|number| open(number).to_bytes()).collect();
+        let batch = BatchView { origin: 1, epoch: 1, number: entry, first_part: 1, operations: &operations };
+        let applied = state.apply(entry, entry, &[batch]);
+        let Answer::Results(results) = &applied.answers[0].answer else { panic!("{applied:?}") };
+        results.to_vec()
+    };
+    for from in (0..CURSORS_PER_CHANNEL).step_by(1000) {
+        assert!(open(from, from + 1000).iter().all(|outcome| matches!(outcome, Outcome::Opened { .. })));
+    }
+    let next = CURSORS_PER_CHANNEL;
+    assert_eq!(open(next, next + 1), [Outcome::Refused(Refusal::TooManyCursors)]);
+    assert!(matches!(open(7, 8)[..], [Outcome::Opened { .. }]), "who is known goes on");
+}
