@@ -16,7 +16,7 @@ use openraft::{AsyncRuntime, Instant as _, Raft, RaftMetrics, ReadPolicy, Server
 
 use crate::batcher::{Done, Outcome, Proposer};
 use crate::error::{Error, PeerError, Unavailable};
-use crate::machine::{Handle, Machine, Moment, State};
+use crate::machine::{Durable, Handle, Machine, Moment, State};
 use crate::network::{Call, Frame, Replies, frame};
 use crate::options::{Options, Reads};
 use crate::snapshot::Install;
@@ -61,6 +61,10 @@ pub(crate) trait Engine: Send + Sync + 'static {
     fn append(&self, requests: Replies) -> Replies;
     fn install(&self) -> Install;
     fn moment(&self) -> Moment;
+    /// Notes the newest durable snapshot, and tells the machine.
+    fn is_durable(&self, durable: Durable);
+    /// Returns whether the machine would give memory back if a snapshot were written.
+    fn wants_snapshot(&self) -> bool;
     fn digest(&self) -> (u64, u64);
     /// Returns whether this node leads and holds the lease.
     fn leads(&self) -> bool;
@@ -362,6 +366,14 @@ impl<R: AsyncRuntime, M: StateMachine> Engine for Core<R, M> {
 
     fn moment(&self) -> Moment {
         self.machine.moment()
+    }
+
+    fn is_durable(&self, durable: Durable) {
+        self.machine.is_durable(durable);
+    }
+
+    fn wants_snapshot(&self) -> bool {
+        self.machine.state.lock().machine.wants_snapshot()
     }
 
     fn applied(&self) -> u64 {

@@ -28,6 +28,7 @@ mod status;
 mod suite;
 mod time;
 mod types;
+mod walk;
 mod watch;
 
 pub use batch::{Batch, Envelope, Origin};
@@ -38,7 +39,7 @@ pub use node::{Node, start};
 pub use openraft::AsyncRuntime;
 pub use openraft::impls::TokioRuntime;
 pub use options::{Options, Reads};
-pub use state_machine::{Committed, Living, RestoreError, SnapshotSource, StateMachine};
+pub use state_machine::{Committed, Living, Piece, Pieces, RestoreError, Restoring, SnapshotSource, StateMachine};
 pub use status::{Member, Role, Status};
 pub use time::ClusterTime;
 pub use watch::{FifoReceiver, FifoSender, FifoWatch};

@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{FutureExt, Stream, StreamExt};
-use kubemq_runtime::{Instant, Runtime, chain, sync};
+use kubemq_runtime::{Instant, OnFailure, Runtime, chain, sync};
 use kubemq_storage::log::Log;
-use kubemq_storage::snapshot::Snapshots;
+use kubemq_storage::snapshot::{HeldSnapshot, Snapshots};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{AsyncRuntime, EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot};
 use parking_lot::Mutex;
@@ -22,9 +22,10 @@ use parking_lot::Mutex;
 use crate::error::Error;
 use crate::snapshot::{Incoming, Outgoing};
 use crate::snapshot_file;
-use crate::state_machine::{Committed, RestoreError, SnapshotSource, StateMachine};
+use crate::state_machine::{Committed, Living, RestoreError, Restoring, SnapshotSource, StateMachine};
 use crate::status::Member;
 use crate::types::{self, Entry, LeaderId, LogId, Malformed, SnapshotMeta, StoredMembership, Types};
+use crate::walk::Walk;
 
 /// Entries applied under one lock at most.
 const CHUNK_ENTRIES: usize = 1024;
@@ -116,10 +117,9 @@ pub(crate) struct Facts {
     /// Entries are applied by openraft now, not while the node starts.
     pub(crate) running: bool,
     pub(crate) written: Written,
-    /// The snapshot that the pointer names.
-    pub(crate) durable: Option<Meta>,
-    /// Bytes of that snapshot's chunks.
-    pub(crate) durable_bytes: u64,
+    /// The newest snapshot that is durable. It holds what the machine has dropped from memory, so it changes only
+    /// while the state is locked.
+    pub(crate) durable: Option<Durable>,
     /// A snapshot that exists and that openraft has not heard of.
     pub(crate) prepared: Option<Meta>,
     /// Transfers that are running, and the index of their snapshots.
@@ -129,7 +129,23 @@ pub(crate) struct Facts {
     pub(crate) missing: u64,
 }
 
-/// The machine, and how far it is.
+/// A snapshot that this node would start from.
+#[derive(Clone, Debug)]
+pub(crate) struct Durable {
+    pub(crate) meta: Meta,
+    /// Bytes of its chunks.
+    pub(crate) bytes: u64,
+    /// Its file.
+    pub(crate) held: HeldSnapshot,
+}
+
+impl Durable {
+    pub(crate) fn index(&self) -> u64 {
+        self.meta.index()
+    }
+}
+
+/// The machine, and how far it is. Its lock is taken before that of the [`Facts`].
 pub(crate) struct State<M> {
     pub(crate) machine: M,
     pub(crate) meta: Meta,
@@ -158,11 +174,24 @@ pub(crate) enum Handle {
     Incoming(Box<Incoming>),
 }
 
-/// A snapshot's two views of one moment.
+/// The state of one moment.
 pub(crate) struct Moment {
     pub(crate) meta: Meta,
-    pub(crate) chunks: Box<dyn SnapshotSource>,
-    pub(crate) living: Box<dyn SnapshotSource>,
+    pub(crate) source: Box<dyn SnapshotSource>,
+    /// The newest durable snapshot of that moment: it holds what of the state was not in memory.
+    previous: Option<HeldSnapshot>,
+}
+
+impl Moment {
+    /// Returns a walk through the encoded state.
+    pub(crate) fn chunks(&self) -> Walk<Bytes> {
+        Walk::new(self.source.chunks(), self.previous.clone())
+    }
+
+    /// Returns a walk through what the state refers to.
+    pub(crate) fn living(&self) -> Walk<Vec<Living>> {
+        Walk::new(self.source.living(), self.previous.clone())
+    }
 }
 
 impl<R: AsyncRuntime, M: StateMachine> Machine<R, M> {
@@ -179,20 +208,50 @@ impl<R: AsyncRuntime, M: StateMachine> Machine<R, M> {
     /// Returns the state of this moment, to be written or sent.
     pub(crate) fn moment(&self) -> Moment {
         let mut state = self.state.lock();
-        Moment { chunks: state.machine.snapshot(), living: state.machine.snapshot(), meta: state.meta.clone() }
+        // Both of one moment: what is dropped from memory later may stand only in a later snapshot.
+        let previous = self.shared.facts.lock().durable.as_ref().map(|durable| durable.held.clone());
+        Moment { source: state.machine.snapshot(), previous, meta: state.meta.clone() }
     }
 
-    /// Replaces the state by a verified snapshot.
-    pub(crate) async fn restore(&self, meta: Meta, chunks: Vec<Bytes>) -> Result<(), Error> {
-        let state = Arc::clone(&self.state);
-        let restore = move || {
-            let mut state = state.lock();
-            state.machine.restore(chunks)?;
-            state.meta = meta;
-            Ok(())
-        };
-        let task = self.shared.runtime.tasks.compute("snapshot-restore", restore);
-        task.await.map_err(|_| RestoreError("it panicked".to_owned()))?
+    /// Notes the newest durable snapshot, and lets the machine drop what it holds.
+    pub(crate) fn is_durable(&self, durable: Durable) {
+        let index = durable.index();
+        let mut state = self.state.lock();
+        let before = self.shared.facts.lock().durable.replace(durable);
+        state.machine.snapshot_is_durable(index);
+        drop(state);
+        // It may be the last to hold a file that is to be removed.
+        drop(before);
+    }
+
+    /// Reads a snapshot to its end and makes it the state. Until then the state stays what it was.
+    ///
+    /// # Errors
+    ///
+    /// What the disk says, damage, and [`RestoreError`] when the content is not understood.
+    pub(crate) async fn restore(&self, meta: Meta, held: HeldSnapshot) -> Result<(), Error> {
+        let machine = self.clone();
+        let read = async move { machine.read(meta, held).await };
+        let read = self.shared.runtime.tasks.dedicated("snapshot-restore", OnFailure::Log, read);
+        read.await.map_err(|_| RestoreError("it panicked".to_owned()))?
+    }
+
+    async fn read(self, meta: Meta, held: HeldSnapshot) -> Result<(), Error> {
+        let mut reader = held.reader().await?;
+        let mut restoring = self.state.lock().machine.restoring();
+        let mut bytes = 0;
+        while let Some(chunk) = reader.next_chunk().await? {
+            bytes += chunk.len() as u64;
+            restoring.push(chunk)?;
+        }
+        let mut state = self.state.lock();
+        state.machine.restore(restoring)?;
+        state.meta = meta.clone();
+        // What the new state leaves out of memory stands in that file, and in no other.
+        let before = self.shared.facts.lock().durable.replace(Durable { meta, bytes, held });
+        drop(state);
+        drop(before);
+        Ok(())
     }
 
     fn apply_chunk(&self, chunk: &mut Chunk<R>) -> Result<(), io::Error> {
@@ -311,7 +370,7 @@ impl<R: AsyncRuntime> Chunk<R> {
 
 impl<R: AsyncRuntime, M: StateMachine> RaftStateMachine<Types<R>> for Machine<R, M> {
     type SnapshotData = Handle;
-    type SnapshotBuilder = Builder;
+    type SnapshotBuilder = Builder<R, M>;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
         let state = self.state.lock();
@@ -342,16 +401,16 @@ impl<R: AsyncRuntime, M: StateMachine> RaftStateMachine<Types<R>> for Machine<R,
         Ok(())
     }
 
-    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder<R, M>> {
         if force {
             return Some(self.get_snapshot_builder().await);
         }
         self.shared.facts.lock().prepared.take().map(Builder::Prepared)
     }
 
-    async fn get_snapshot_builder(&mut self) -> Builder {
+    async fn get_snapshot_builder(&mut self) -> Builder<R, M> {
         // Asked for only while the node starts: what is applied then was read from the files.
-        Builder::Moment(Arc::clone(&self.shared), Box::new(Mutex::new(Some(self.moment()))))
+        Builder::Moment(self.clone(), Box::new(Mutex::new(Some(self.moment()))))
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Handle) -> Result<(), io::Error> {
@@ -367,7 +426,7 @@ impl<R: AsyncRuntime, M: StateMachine> RaftStateMachine<Types<R>> for Machine<R,
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<LeaderId, u64, Member, Handle>>, io::Error> {
         let (running, durable) = {
             let facts = self.shared.facts.lock();
-            (facts.running, facts.durable.clone())
+            (facts.running, facts.durable.as_ref().map(|durable| durable.meta.clone()))
         };
         let Some(durable) = durable else { return Ok(None) };
         if !running {
@@ -390,40 +449,41 @@ impl<R: AsyncRuntime, M: StateMachine> Machine<R, M> {
         let writer = incoming.writer.lock().take();
         let writer = writer.ok_or(kubemq_storage::Error::Closed)?;
         let file = writer.finish().await?;
-        let loaded = self.shared.snapshots.read(&file).await?;
+        let held = self.shared.snapshots.hold(&file).await?;
         let mut meta = incoming.meta;
         meta.raft = raft;
-        let bytes = loaded.chunks.iter().map(|chunk| chunk.len() as u64).sum();
-        self.restore(meta.clone(), loaded.chunks).await?;
+        self.restore(meta.clone(), held).await?;
         if let Some(id) = &meta.raft.last_log_id {
             self.shared.log.save_snapshot_pointer(types::stored_id(id), &file.name).await?;
             self.shared.log.applied(id.index);
         }
-        let mut facts = self.shared.facts.lock();
-        facts.durable = Some(meta);
-        facts.durable_bytes = bytes;
-        facts.written = Written::default();
+        self.shared.facts.lock().written = Written::default();
+        self.state.lock().machine.snapshot_is_durable(meta.index());
         Ok(())
     }
 }
 
 /// Gives openraft a snapshot.
-pub(crate) enum Builder {
+pub(crate) enum Builder<R, M> {
     /// It was written already.
     Prepared(Meta),
     /// It is to be written.
-    Moment(Arc<Shared>, Box<Mutex<Option<Moment>>>),
+    Moment(Machine<R, M>, Box<Mutex<Option<Moment>>>),
 }
 
-impl<R: AsyncRuntime> RaftSnapshotBuilder<Types<R>> for Builder {
+impl<R: AsyncRuntime, M: StateMachine> RaftSnapshotBuilder<Types<R>> for Builder<R, M> {
     type SnapshotData = Handle;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot<LeaderId, u64, Member, Handle>, io::Error> {
         let meta = match self {
             Self::Prepared(meta) => meta.clone(),
-            Self::Moment(shared, moment) => {
+            Self::Moment(machine, moment) => {
                 let moment = moment.lock().take().ok_or_else(|| io::Error::other("built already"))?;
-                snapshot_file::write(shared, moment).await.map_err(io::Error::other)?.meta
+                let written = snapshot_file::write(&machine.shared, moment).await;
+                let (durable, _) = written.map_err(io::Error::other)?;
+                let meta = durable.meta.clone();
+                machine.is_durable(durable);
+                meta
             }
         };
         Ok(Snapshot { meta: meta.raft, snapshot: Handle::Known })

@@ -7,17 +7,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kubemq_runtime::chain;
 use kubemq_runtime::sync::{mpsc, oneshot};
+use kubemq_runtime::{Instant, chain};
 use kubemq_storage::log::Log;
 
 use crate::batcher::Batcher;
 use crate::core::{Engine, Mark};
 use crate::error::Error;
-use crate::machine::{Meta, Shared};
+use crate::machine::{Durable, Shared};
 use crate::options::Options;
 use crate::reclaim::Marks;
-use crate::snapshot_file::{self, Wrote};
+use crate::snapshot_file;
 use crate::status::Status;
 use crate::types;
 
@@ -27,6 +27,9 @@ const TICK: Duration = Duration::from_secs(1);
 const NOTE: Duration = Duration::from_secs(10);
 /// How long to wait after a failure.
 const AFTER_FAILURE: Duration = Duration::from_secs(10);
+
+/// How soon after another a snapshot may be written only because the machine wants one.
+const WANTED: Duration = Duration::from_secs(10);
 
 /// Asks for a snapshot now, and hears how it went.
 pub(crate) type Request = oneshot::Sender<Result<(), Error>>;
@@ -40,6 +43,8 @@ pub(crate) struct Maintenance {
     pub(crate) requests: mpsc::Receiver<Request>,
     /// What the last snapshot left to be given back.
     pub(crate) marks: Marks,
+    /// When the last snapshot began that was written only because the machine wanted one.
+    pub(crate) wanted: Option<Instant>,
 }
 
 impl Maintenance {
@@ -84,12 +89,22 @@ impl Maintenance {
         }
     }
 
-    fn due(&self) -> bool {
-        let facts = self.shared.facts.lock();
-        let written = facts.written;
-        let most = self.options.snapshot_bytes.max(facts.durable_bytes.saturating_mul(self.options.snapshot_factor));
-        let idle = self.shared.runtime.clock.now() >= written.last + self.options.snapshot_idle;
-        written.bytes >= most || (written.operations && idle)
+    fn due(&mut self) -> bool {
+        let now = self.shared.runtime.clock.now();
+        let (written, last_bytes) = {
+            let facts = self.shared.facts.lock();
+            (facts.written, facts.durable.as_ref().map_or(0, |durable| durable.bytes))
+        };
+        let most = self.options.snapshot_bytes.max(last_bytes.saturating_mul(self.options.snapshot_factor));
+        let idle = now >= written.last + self.options.snapshot_idle;
+        if written.bytes >= most || (written.operations && idle) {
+            return true;
+        }
+        let wanted = self.wanted.is_none_or(|at| now >= at + WANTED) && self.engine.wants_snapshot();
+        if wanted {
+            self.wanted = Some(now);
+        }
+        wanted
     }
 
     /// Writes a snapshot of this moment, unless there is one.
@@ -103,8 +118,10 @@ impl Maintenance {
         }
         // What is derived from entries must not be durable before they are.
         self.shared.log.synced(id.index).await?;
-        let Wrote { meta, bytes, marks } = snapshot_file::write(&self.shared, moment).await?;
+        let (durable, marks) = snapshot_file::write(&self.shared, moment).await?;
         self.marks = marks;
+        let (meta, bytes) = (durable.meta.clone(), durable.bytes);
+        self.engine.is_durable(durable);
         {
             let mut facts = self.shared.facts.lock();
             facts.written.bytes = facts.written.bytes.saturating_sub(before.bytes);
@@ -137,7 +154,7 @@ impl Maintenance {
     fn purge_point(&self, status: &Status) -> Option<u64> {
         let (durable, lease) = {
             let facts = self.shared.facts.lock();
-            (facts.durable.as_ref().map(Meta::index)?, facts.leases.values().min().copied())
+            (facts.durable.as_ref().map(Durable::index)?, facts.leases.values().min().copied())
         };
         let mut upto = durable.min(status.snapshot.map_or(0, |id| id.index)).min(lease.unwrap_or(u64::MAX));
         if let Some(slowest) = status.matched.values().map(|matched| matched.unwrap_or(0)).min() {

@@ -12,8 +12,9 @@ use futures_util::{StreamExt, stream};
 use kubemq_runtime::sync::{mpsc, oneshot, watch};
 use kubemq_runtime::task::AbortOnDrop;
 use kubemq_runtime::{Instant, OnFailure, Runtime, chain};
+use kubemq_storage::Error as StorageError;
 use kubemq_storage::log::Log;
-use kubemq_storage::snapshot::{Loaded, Snapshots};
+use kubemq_storage::snapshot::{HeldSnapshot, SnapshotFile, Snapshots};
 use openraft::{AsyncRuntime, Raft};
 use parking_lot::Mutex;
 
@@ -29,7 +30,7 @@ use crate::network::{Call, Channel, Frame, Peer, Peers, Replies, frame};
 use crate::options::Options;
 use crate::reclaim::Marks;
 use crate::snapshot::{Install, Receiver};
-use crate::state_machine::{RestoreError, StateMachine};
+use crate::state_machine::{Living, RestoreError, StateMachine};
 use crate::status::{Member, Role, Status};
 use crate::time::ClusterTime;
 use crate::types;
@@ -100,6 +101,7 @@ pub async fn start<R: AsyncRuntime>(
         peers: Arc::clone(&peers),
         log,
         clock: runtime.clock.clone(),
+        tasks: runtime.tasks.clone(),
         options: Arc::clone(&options),
         runtime: PhantomData,
     };
@@ -122,42 +124,54 @@ async fn claim(log: &Log, node: u64) -> Result<(), Error> {
     }
 }
 
-/// Loads the snapshot that the log's pointer names, and returns the segments in which nothing or little of it lives.
+/// Restores the snapshot that the log's pointer names, and returns the segments in which nothing or little of it lives.
 async fn restore<R: AsyncRuntime, M: StateMachine>(machine: &Machine<R, M>) -> Result<Marks, Error> {
     let Some((_, name)) = machine.shared.log.state().snapshot else { return Ok(Marks::default()) };
-    let snapshots = &machine.shared.snapshots;
-    let (mut loaded, mut failed) = (None, None);
-    if let Some(file) = snapshots.find(&name) {
-        match snapshots.read(&file).await {
-            Ok(found) => loaded = Some(found),
-            Err(error) => {
-                tracing::error!(snapshot = name, error = %chain(&error), "snapshot cannot be read");
-                failed = Some(error);
+    let meta = restore_newest(machine, &name).await?;
+    forget_what_nobody_needs(&machine.shared.log, &meta).await?;
+    machine.state.lock().machine.snapshot_is_durable(meta.index());
+    let living = {
+        let moment = machine.moment();
+        [moment.living(), moment.living()]
+    };
+    Marks::of(&machine.shared, meta.index(), living).await
+}
+
+/// Restores the snapshot of that name; when that cannot be read, the newest one that can and is of use.
+async fn restore_newest<R: AsyncRuntime, M: StateMachine>(machine: &Machine<R, M>, name: &str) -> Result<Meta, Error> {
+    let mut files = machine.shared.snapshots.files();
+    files.sort_by_key(|file| (file.name != name, std::cmp::Reverse(file.number)));
+    let mut failed = None;
+    for file in files {
+        match restore_file(machine, &file).await {
+            Ok(Some(meta)) => return Ok(meta),
+            Ok(None) => {}
+            // A file of a newer program is no damage: passing it over would lose what the newer one wrote.
+            Err(Error::Storage(error)) if !matches!(error, StorageError::UnknownVersion { .. }) => {
+                tracing::error!(snapshot = file.name, error = %chain(&error), "snapshot cannot be read");
+                failed.get_or_insert(error);
             }
+            Err(error) => return Err(error),
         }
     }
-    if loaded.is_none() {
-        loaded = snapshots.latest_valid().await?;
+    // Starting without one would forget what it holds.
+    let missing = || RestoreError(format!("the log needs snapshot {name}, and it is not there")).into();
+    Err(failed.map_or_else(missing, Error::from))
+}
+
+/// Restores the snapshot in that file, if it reaches to where the log was purged: the log goes on from there.
+async fn restore_file<R: AsyncRuntime, M: StateMachine>(
+    machine: &Machine<R, M>,
+    file: &SnapshotFile,
+) -> Result<Option<Meta>, Error> {
+    let held = machine.shared.snapshots.hold(file).await?;
+    let meta = held.reader().await?.meta().clone();
+    let meta = Meta::decode(meta).map_err(|error| RestoreError(error.to_string()))?;
+    if machine.shared.log.state().purged.is_some_and(|purged| meta.index() < purged.index) {
+        return Ok(None);
     }
-    let meta = match &loaded {
-        Some(loaded) => Some(Meta::decode(loaded.meta.clone()).map_err(|error| RestoreError(error.to_string()))?),
-        None => None,
-    };
-    // The log goes on from where it was purged: an older snapshot is of use only if it reaches there.
-    let purged = machine.shared.log.state().purged.map_or(0, |purged| purged.index);
-    let (Some(Loaded { chunks, .. }), Some(meta)) = (loaded, meta.filter(|meta| meta.index() >= purged)) else {
-        let missing = || RestoreError(format!("the log needs snapshot {name}, and it is not there")).into();
-        return Err(failed.map_or_else(missing, Error::from));
-    };
-    let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-    machine.restore(meta.clone(), chunks).await?;
-    forget_what_nobody_needs(&machine.shared.log, &meta).await?;
-    let source = machine.state.lock().machine.snapshot();
-    let marks = Marks::of(&machine.shared, meta.index(), source).await?;
-    let mut facts = machine.shared.facts.lock();
-    facts.durable = Some(meta);
-    facts.durable_bytes = bytes;
-    Ok(marks)
+    machine.restore(meta.clone(), held).await?;
+    Ok(Some(meta))
 }
 
 /// Purges the log up to a snapshot that was restored, as it is done after each snapshot, when there are no other members:
@@ -221,6 +235,7 @@ fn assemble(parts: Parts) -> Node {
         options: Arc::clone(&options),
         requests: receiver,
         marks,
+        wanted: None,
     };
     let tasks = vec![
         runtime.tasks.spawn("raft-status", OnFailure::StopNode, follower).abort_on_drop(),
@@ -298,6 +313,35 @@ impl Node {
     #[must_use]
     pub fn missing_bodies(&self) -> u64 {
         self.0.shared.facts.lock().missing
+    }
+
+    /// Returns the newest durable snapshot, to be read as a stream: its chunks are those that the state was written in.
+    /// It stays readable although newer ones are written meanwhile.
+    #[must_use]
+    pub fn durable_snapshot(&self) -> Option<HeldSnapshot> {
+        self.0.shared.facts.lock().durable.as_ref().map(|durable| durable.held.clone())
+    }
+
+    /// Walks through what of the log the state of this moment refers to, on a thread of its own: in no order that means
+    /// anything, and a range may be named twice. `look` is given each range and what it made of those before.
+    ///
+    /// # Errors
+    ///
+    /// When the newest durable snapshot is needed for that and cannot be read.
+    pub async fn fold_living<T: Send + 'static>(
+        &self,
+        start: T,
+        mut look: impl FnMut(&mut T, Living) + Send + 'static,
+    ) -> Result<T, Error> {
+        let mut walk = self.0.engine.moment().living();
+        let walked = self.0.runtime.tasks.dedicated("living", OnFailure::Log, async move {
+            let mut seen = start;
+            while let Some(ranges) = walk.next().await? {
+                ranges.into_iter().for_each(|range| look(&mut seen, range));
+            }
+            Ok(seen)
+        });
+        walked.await.map_err(|_| Error::Stopped("a walk through the state panicked".to_owned()))?
     }
 
     /// Returns whether this node leads and a majority confirmed that within the lease. Cheap: for each poll.

@@ -7,11 +7,13 @@
 
 use std::collections::BTreeMap;
 
+use kubemq_runtime::OnFailure;
 use kubemq_storage::log::{Body, Log, SegmentInfo};
 
 use crate::error::Error;
 use crate::machine::Shared;
-use crate::state_machine::{Living, SnapshotSource};
+use crate::state_machine::Living;
+use crate::walk::Walk;
 
 /// A segment in which less than one part in so many lives is copied and removed.
 const SPARSE: u64 = 4;
@@ -33,9 +35,18 @@ pub(crate) struct Marks {
 /// Parts that are not where they must be.
 #[derive(Clone, Copy, Default)]
 struct Missing {
+    /// How many; one that is referred to twice counts twice.
     parts: u64,
     /// The entry and the part of the first.
     first: Option<(u64, u16)>,
+}
+
+impl Missing {
+    fn add(&mut self, living: Living) {
+        self.parts += u64::from(living.count);
+        let place = (living.entry, living.first);
+        self.first = Some(self.first.map_or(place, |first| first.min(place)));
+    }
 }
 
 /// A segment in which little lives, and what.
@@ -45,12 +56,17 @@ struct Sparse {
 }
 
 impl Marks {
-    /// Marks the segments by what lives in a snapshot of entry `upto`. Of what lies behind that entry the snapshot
-    /// says nothing: it stays.
-    pub(crate) async fn of(shared: &Shared, upto: u64, source: Box<dyn SnapshotSource>) -> Result<Self, Error> {
+    /// Marks the segments by what lives in a snapshot of entry `upto`, of which two walks are given. Of what lies behind
+    /// that entry the snapshot says nothing: it stays.
+    ///
+    /// # Errors
+    ///
+    /// When the snapshot before is needed and cannot be read: then nothing is marked.
+    pub(crate) async fn of(shared: &Shared, upto: u64, living: [Walk<Vec<Living>>; 2]) -> Result<Self, Error> {
         let log = shared.log.clone();
-        let marked = shared.runtime.tasks.compute("snapshot-mark", move || Self::mark(&log, upto, &*source));
-        let marks: Self = marked.await.map_err(|_| Error::Stopped("marking what lives panicked".to_owned()))?;
+        let mark = async move { Self::mark(&log, upto, living).await };
+        let marked = shared.runtime.tasks.dedicated("snapshot-mark", OnFailure::Log, mark);
+        let marks = marked.await.map_err(|_| Error::Stopped("marking what lives panicked".to_owned()))??;
         let known = std::mem::replace(&mut shared.facts.lock().missing, marks.missing.parts);
         if let Some((entry, part)) = marks.missing.first.filter(|_| marks.missing.parts > known) {
             let bodies = marks.missing.parts;
@@ -59,16 +75,17 @@ impl Marks {
         Ok(marks)
     }
 
-    fn mark(log: &Log, upto: u64, source: &dyn SnapshotSource) -> Self {
+    /// Walks twice through what lives: to count it by segment, and to note what of it lies in those with little.
+    async fn mark(log: &Log, upto: u64, living: [Walk<Vec<Living>>; 2]) -> Result<Self, Error> {
+        let [mut counted, mut kept] = living;
         let segments = as_the_next_counts_on(log.segments());
         let mut census: BTreeMap<u64, u64> = BTreeMap::new();
         let mut missing = Missing::default();
-        for (segment, living) in places(log, source.living()) {
-            match segment {
-                Some(segment) => *census.entry(segment).or_default() += u64::from(living.count),
-                None => {
-                    missing.parts += u64::from(living.count);
-                    missing.first.get_or_insert((living.entry, living.first));
+        while let Some(ranges) = counted.next().await? {
+            for (segment, living) in places(log, ranges) {
+                match segment {
+                    Some(segment) => *census.entry(segment).or_default() += u64::from(living.count),
+                    None => missing.add(living),
                 }
             }
         }
@@ -76,15 +93,19 @@ impl Marks {
         let numbers: BTreeMap<u64, usize> =
             sparse.iter().enumerate().map(|(place, sparse)| (sparse.segment.number, place)).collect();
         if !numbers.is_empty() {
-            for (segment, living) in places(log, source.living()) {
-                if let Some(sparse) =
-                    segment.and_then(|segment| numbers.get(&segment)).and_then(|place| sparse.get_mut(*place))
-                {
-                    sparse.living.push(living);
+            while let Some(ranges) = kept.next().await? {
+                for (segment, living) in places(log, ranges) {
+                    if let Some(sparse) =
+                        segment.and_then(|segment| numbers.get(&segment)).and_then(|place| sparse.get_mut(*place))
+                    {
+                        sparse.living.push(living);
+                    }
                 }
             }
         }
-        Self { dead, sparse, missing }
+        // Copied as they lie: that reads a file from its start to its end, and nothing twice.
+        sparse.iter_mut().for_each(|sparse| Living::put_in_order(&mut sparse.living));
+        Ok(Self { dead, sparse, missing })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -117,8 +138,8 @@ fn is_purged(segment: &SegmentInfo, purged: u64) -> bool {
 }
 
 /// Splits runs where they lie in several segments, and names the segment of each, where it is here.
-fn places(log: &Log, living: impl Iterator<Item = Living>) -> impl Iterator<Item = (Option<u64>, Living)> {
-    living.flat_map(move |run| {
+fn places(log: &Log, living: Vec<Living>) -> impl Iterator<Item = (Option<u64>, Living)> {
+    living.into_iter().flat_map(move |run| {
         let mut rest = run;
         std::iter::from_fn(move || {
             if rest.count == 0 {

@@ -1,9 +1,10 @@
 //! A snapshot's way from one node to another.
 //!
-//! The state goes first, piece by piece. Then the sender names what the state refers to, some ranges at a time;
-//! the receiver, which keeps its own segments as a cache, answers what it lacks; those bodies follow, each
-//! checked, and are in the receiver's files before the next ranges. Last comes the installation, whose last step
-//! is the pointer: an end before that leaves the receiver as it was. A transfer that stands still is given up.
+//! The state goes first, piece by piece, and neither side ever has all of it in memory. Then the sender names what
+//! the state refers to, some ranges at a time, in no order that means anything; the receiver, which keeps its own
+//! segments as a cache, answers what it lacks; those bodies follow, each checked, and are in the receiver's files
+//! before the next ranges. Last comes the installation, whose last step is the pointer: an end before that leaves the
+//! receiver as it was. A transfer that stands still is given up.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +14,12 @@ use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use kubemq_runtime::clock::Elapsed;
 use kubemq_runtime::sync::mpsc;
-use kubemq_runtime::{Clock, chain};
+use kubemq_runtime::{Clock, Tasks, chain};
 use kubemq_storage::log::{Body, Log};
 use kubemq_storage::snapshot::{SnapshotWriter, Snapshots};
 use parking_lot::Mutex;
 
-use crate::error::PeerError;
+use crate::error::{Error, PeerError};
 use crate::machine::{Lease, Meta, Moment};
 use crate::network::frame::{Kind, Reader, Writer};
 use crate::network::{Channel, Frame, Peer, Peers, Replies};
@@ -65,6 +66,7 @@ pub(crate) struct Sender {
     pub(crate) peer: Peer,
     pub(crate) log: Log,
     pub(crate) clock: Clock,
+    pub(crate) tasks: Tasks,
     pub(crate) stall: Duration,
 }
 
@@ -107,27 +109,42 @@ impl Sender {
         let replies = self.peers.open(&self.peer, Channel::Snapshot, frames.boxed()).await?;
         let mut link = Link { requests, replies, clock: self.clock.clone(), stall: self.stall };
         link.send(Writer::new(Kind::SnapshotBegin).vote(vote).bytes(&moment.meta.encode()).finish()).await?;
-        let mut pieces = Pieces::new(Kind::SnapshotState);
-        for chunk in moment.chunks.chunks() {
-            if let Some(frame) = pieces.push(chunk) {
+        let mut frames = StateFrames::new(Kind::SnapshotState);
+        let mut chunks = moment.chunks().apart(&self.tasks, "snapshot-send");
+        while let Some(chunk) = chunks.next().await.map_err(|error| unreadable(&error))? {
+            if let Some(frame) = frames.push(chunk) {
                 link.send(frame).await?;
             }
         }
-        if let Some(frame) = pieces.finish() {
+        if let Some(frame) = frames.finish() {
             link.send(frame).await?;
         }
-        let ranges: Vec<Living> = moment.living.living().collect();
-        drop(moment.living);
-        for ranges in ranges.chunks(FRAME_RANGES) {
-            link.send(write_ranges(Kind::SnapshotLiving, ranges)).await?;
-            let lacking = read_ranges(Reader::of(link.reply().await?, Kind::SnapshotLacking)?)?;
-            self.send_bodies(&mut link, &lacking).await?;
+        let mut living = moment.living().apart(&self.tasks, "snapshot-living");
+        drop(moment);
+        let mut ranges = Vec::new();
+        while let Some(more) = living.next().await.map_err(|error| unreadable(&error))? {
+            ranges.extend(more);
+            if ranges.len() >= FRAME_RANGES {
+                self.send_living(&mut link, std::mem::take(&mut ranges)).await?;
+            }
         }
+        self.send_living(&mut link, ranges).await?;
         link.send(Writer::new(Kind::SnapshotEnd).finish()).await?;
         let mut reader = Reader::of(link.reply().await?, Kind::SnapshotEnd)?;
         let vote = reader.vote()?;
         drop(lease);
         Ok(vote)
+    }
+
+    /// Names ranges that live, and sends what of them the receiver lacks.
+    async fn send_living(&self, link: &mut Link, mut ranges: Vec<Living>) -> Result<(), PeerError> {
+        Living::put_in_order(&mut ranges);
+        for ranges in ranges.chunks(FRAME_RANGES) {
+            link.send(write_ranges(Kind::SnapshotLiving, ranges)).await?;
+            let lacking = read_ranges(Reader::of(link.reply().await?, Kind::SnapshotLacking)?)?;
+            self.send_bodies(link, &lacking).await?;
+        }
+        Ok(())
     }
 
     async fn send_bodies(&self, link: &mut Link, lacking: &[Living]) -> Result<(), PeerError> {
@@ -153,13 +170,13 @@ impl Sender {
 }
 
 /// Gathers pieces into frames.
-struct Pieces {
+struct StateFrames {
     kind: Kind,
     pieces: Vec<Bytes>,
     bytes: usize,
 }
 
-impl Pieces {
+impl StateFrames {
     fn new(kind: Kind) -> Self {
         Self { kind, pieces: Vec::new(), bytes: 0 }
     }
@@ -335,13 +352,17 @@ impl Receiver {
         pushed.map_err(|error| refused(&error))
     }
 
-    /// Returns what of `ranges` is not in this node's segments.
+    /// Returns what of `ranges`, which name no part twice, is not in this node's segments.
     fn lacking(&self, ranges: &[Living]) -> Vec<Living> {
         let mut lacking: Vec<Living> = Vec::new();
         for range in ranges {
             for part in range.first..range.first.saturating_add(range.count) {
-                // What is not committed here may be another entry under the same index.
-                if range.entry <= self.committed && self.log.has_part(range.entry, part) {
+                // What is not committed here may be another entry under the same index. Bodies beside the log are always
+                // of what was committed; those that were named before, perhaps by this very sender, are not asked for
+                // again.
+                if self.log.has_body(range.entry, part)
+                    || (range.entry <= self.committed && self.log.has_part(range.entry, part))
+                {
                     continue;
                 }
                 match lacking.last_mut() {
@@ -367,6 +388,11 @@ impl Receiver {
 
 async fn send(replies: &mpsc::Sender<Result<Frame, PeerError>>, frame: Frame) -> Result<(), PeerError> {
     replies.send(Ok(frame)).await.map_err(|_| PeerError::Network("the sender ended the transfer".to_owned()))
+}
+
+fn unreadable(error: &Error) -> PeerError {
+    tracing::error!(error = %chain(error), "the state cannot be sent");
+    PeerError::Refused("the state cannot be read".to_owned())
 }
 
 fn refused(error: &kubemq_storage::Error) -> PeerError {

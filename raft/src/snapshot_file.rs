@@ -1,41 +1,47 @@
 //! Writes a node's own snapshot: the file first, then the pointer in the log.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use kubemq_storage::snapshot::SnapshotWriter;
 
 use crate::error::Error;
-use crate::machine::{Meta, Moment, Shared};
+use crate::machine::{Durable, Moment, Shared};
 use crate::reclaim::Marks;
 use crate::types;
+use crate::walk::Apart;
 
-/// What was written.
-pub(crate) struct Wrote {
-    pub(crate) meta: Meta,
-    /// Bytes of the state.
-    pub(crate) bytes: u64,
-    /// The segments in which nothing or little of the state lies.
-    pub(crate) marks: Marks,
-}
-
-/// Writes `moment`, whose entries must be synced here.
-pub(crate) async fn write(shared: &Shared, moment: Moment) -> Result<Wrote, Error> {
-    let Moment { meta, chunks, living } = moment;
-    let marks = Marks::of(shared, meta.index(), living).await?;
-    let bytes = Arc::new(AtomicU64::new(0));
-    let counted = {
-        let bytes = Arc::clone(&bytes);
-        chunks.chunks().inspect(move |chunk| {
-            bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        })
+/// Writes `moment`, whose entries must be synced here. Returns what was written, and the segments in which nothing or
+/// little of the state lies. Whoever calls holds [`Shared::writing`], and notes what is durable now.
+///
+/// # Errors
+///
+/// What the disk says, and damage of the snapshot before this one where it is needed: then nothing has changed.
+pub(crate) async fn write(shared: &Shared, moment: Moment) -> Result<(Durable, Marks), Error> {
+    let marks = Marks::of(shared, moment.meta.index(), [moment.living(), moment.living()]).await?;
+    let chunks = moment.chunks().apart(&shared.runtime.tasks, "snapshot-write");
+    let meta = moment.meta;
+    // What of the state the walk has passed need not be kept for it.
+    drop(moment.source);
+    let mut writer = shared.snapshots.begin(meta.encode()).await?;
+    let bytes = match copy(chunks, &mut writer).await {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            writer.abandon().await;
+            return Err(error);
+        }
     };
-    let file = shared.snapshots.write(meta.encode(), counted).await?;
+    let file = writer.finish().await?;
+    let held = shared.snapshots.hold(&file).await?;
     if let Some(id) = &meta.raft.last_log_id {
         shared.log.save_snapshot_pointer(types::stored_id(id), &file.name).await?;
     }
-    let bytes = bytes.load(Ordering::Relaxed);
-    let mut facts = shared.facts.lock();
-    facts.durable = Some(meta.clone());
-    facts.durable_bytes = bytes;
-    drop(facts);
-    Ok(Wrote { meta, bytes, marks })
+    Ok((Durable { meta, bytes, held }, marks))
+}
+
+/// Writes all chunks and returns their bytes.
+async fn copy(mut chunks: Apart<bytes::Bytes>, writer: &mut SnapshotWriter) -> Result<u64, Error> {
+    let mut bytes = 0;
+    while let Some(chunk) = chunks.next().await? {
+        bytes += chunk.len() as u64;
+        writer.push(chunk).await?;
+    }
+    Ok(bytes)
 }

@@ -17,7 +17,7 @@ use openraft::{OptionalSend, Snapshot, StorageError};
 use crate::log_store::LogStore;
 use crate::machine::{Builder, Handle, Machine};
 use crate::snapshot::Incoming;
-use crate::state_machine::{Committed, Living, RestoreError, SnapshotSource, StateMachine};
+use crate::state_machine::{Committed, Living, Piece, Pieces, RestoreError, Restoring, SnapshotSource, StateMachine};
 use crate::status::Member;
 use crate::time::ClusterTime;
 use crate::types::{LeaderId, LogId, SnapshotMeta, StoredMembership, Types};
@@ -30,7 +30,20 @@ struct Counter(u64);
 
 struct Counted(u64);
 
+/// The chunk that is all of a snapshot.
+#[derive(Default)]
+struct Count(Option<Bytes>);
+
+impl Restoring for Count {
+    fn push(&mut self, chunk: Bytes) -> Result<(), RestoreError> {
+        self.0 = Some(chunk);
+        Ok(())
+    }
+}
+
 impl StateMachine for Counter {
+    type Restoring = Count;
+
     fn apply(&mut self, entries: Vec<Committed>) {
         self.0 += entries.len() as u64;
     }
@@ -39,10 +52,20 @@ impl StateMachine for Counter {
         Box::new(Counted(self.0))
     }
 
-    fn restore(&mut self, chunks: Vec<Bytes>) -> Result<(), RestoreError> {
-        let chunk = chunks.first().and_then(|chunk| chunk.as_array::<8>());
+    fn restoring(&self) -> Count {
+        Count::default()
+    }
+
+    fn restore(&mut self, read: Count) -> Result<(), RestoreError> {
+        let chunk = read.0.as_ref().and_then(|chunk| chunk.as_array::<8>());
         self.0 = u64::from_le_bytes(*chunk.ok_or_else(|| RestoreError("no count".to_owned()))?);
         Ok(())
+    }
+
+    fn snapshot_is_durable(&mut self, _: u64) {}
+
+    fn wants_snapshot(&self) -> bool {
+        false
     }
 
     fn digest(&self) -> u64 {
@@ -50,13 +73,24 @@ impl StateMachine for Counter {
     }
 }
 
-impl SnapshotSource for Counted {
-    fn chunks(self: Box<Self>) -> Box<dyn Iterator<Item = Bytes> + Send> {
-        Box::new(std::iter::once(Bytes::copy_from_slice(&self.0.to_le_bytes())))
+/// A walk through what is all in memory.
+struct Given<T>(std::vec::IntoIter<T>);
+
+impl<T: Send> Pieces<T> for Given<T> {
+    fn next(&mut self) -> Result<Piece<T>, RestoreError> {
+        Ok(self.0.next().map_or(Piece::End, Piece::Next))
     }
 
-    fn living(&self) -> Box<dyn Iterator<Item = Living> + Send + '_> {
-        Box::new(std::iter::empty())
+    fn feed(&mut self, _: Option<Bytes>) {}
+}
+
+impl SnapshotSource for Counted {
+    fn chunks(&self) -> Box<dyn Pieces<Bytes>> {
+        Box::new(Given(vec![Bytes::copy_from_slice(&self.0.to_le_bytes())].into_iter()))
+    }
+
+    fn living(&self) -> Box<dyn Pieces<Vec<Living>>> {
+        Box::new(Given(vec![].into_iter()))
     }
 }
 
@@ -65,7 +99,7 @@ struct Installing(Machine<TokioRuntime, Counter>);
 
 impl RaftStateMachine<C> for Installing {
     type SnapshotData = Handle;
-    type SnapshotBuilder = Builder;
+    type SnapshotBuilder = Builder<TokioRuntime, Counter>;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), std::io::Error> {
         self.0.applied_state().await
@@ -78,18 +112,19 @@ impl RaftStateMachine<C> for Installing {
         self.0.apply(entries).await
     }
 
-    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder<TokioRuntime, Counter>> {
         self.0.try_create_snapshot_builder(force).await
     }
 
-    async fn get_snapshot_builder(&mut self) -> Builder {
+    async fn get_snapshot_builder(&mut self) -> Builder<TokioRuntime, Counter> {
         self.0.get_snapshot_builder().await
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, handle: Handle) -> Result<(), std::io::Error> {
         let Handle::Outgoing(outgoing) = handle else { panic!("a running machine gives what can be sent") };
         let mut writer = self.0.shared.snapshots.begin(outgoing.moment.meta.encode()).await.unwrap();
-        for chunk in outgoing.moment.chunks.chunks() {
+        let mut chunks = outgoing.moment.chunks();
+        while let Some(chunk) = chunks.next().await.unwrap() {
             writer.push(chunk).await.unwrap();
         }
         let writer = Arc::new(parking_lot::Mutex::new(Some(writer)));

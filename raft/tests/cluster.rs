@@ -4,11 +4,13 @@
 
 mod harness;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use harness::Cluster;
 use kubemq_raft::network::memory::Cut;
-use kubemq_raft::{Error, Options, Role};
+use kubemq_raft::{Error, Node, Options, Role};
+use kubemq_storage::fs::Disk as _;
 
 fn as_recommended(_: &mut Options) {}
 
@@ -199,7 +201,7 @@ async fn all_nodes_come_back_with_the_same_state() {
         voter.node.recovered(harness::PATIENCE).await.unwrap();
     }
     for voter in cluster.running.values() {
-        assert_eq!(voter.recorder.0.lock().values.len(), 90);
+        assert_eq!(voter.recorder.0.lock().keys().len(), 90);
     }
     for id in 1..=3 {
         cluster.check_bodies(id).await;
@@ -232,4 +234,139 @@ async fn a_single_voter_is_ready_at_once_and_gives_disk_back() {
     cluster.check_bodies(1).await;
     cluster.write(0..3).await;
     assert!(!cluster.running[&1].recorder.0.lock().disorder);
+}
+
+/// Changes a byte in the middle of snapshot file `number`, or changes it back.
+fn spoil(cluster: &Cluster, id: u64, number: usize) {
+    assert!(cluster.disks[&id].flip_bit(&snapshot_path(number), 8 * 100), "there is such a file");
+}
+
+fn snapshot_path(number: usize) -> PathBuf {
+    PathBuf::from(format!("/data/snapshots/{number:020}.snapshot"))
+}
+
+async fn alone() -> (Cluster, Node) {
+    let cluster = Cluster::start(1, as_recommended).await;
+    let node = cluster.running[&1].node.clone();
+    node.stand_alone(harness::PATIENCE).await.unwrap();
+    (cluster, node)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_dropped_from_memory_goes_from_snapshot_to_snapshot() {
+    let (mut cluster, mut node) = alone().await;
+    let dropped = |cluster: &Cluster| cluster.running[&1].recorder.0.lock().dropped();
+    assert!(node.durable_snapshot().is_none());
+    cluster.write(0..50).await;
+    assert_eq!(dropped(&cluster), 0);
+    node.snapshot().await.unwrap();
+    assert_eq!(dropped(&cluster), 50);
+    let first = node.durable_snapshot().unwrap();
+    for round in 1..5 {
+        cluster.write((round * 10)..(50 + round * 10)).await;
+        assert_eq!(dropped(&cluster), usize::try_from(round * 10).unwrap());
+        cluster.check_bodies(1).await;
+        node.snapshot().await.unwrap();
+        cluster.check_bodies(1).await;
+        if round == 3 {
+            cluster.kill(1).await;
+            cluster.open(1).await;
+            node = cluster.running[&1].node.clone();
+            node.stand_alone(harness::PATIENCE).await.unwrap();
+        }
+        assert_eq!(dropped(&cluster), usize::try_from(50 + round * 10).unwrap());
+        cluster.check_bodies(1).await;
+    }
+    // What was held all the time can still be read, and the newest holds everything.
+    for (held, keys) in [(first, 50), (node.durable_snapshot().unwrap(), 90)] {
+        let mut reader = held.reader().await.unwrap();
+        let mut chunks = 0;
+        while reader.next_chunk().await.unwrap().is_some() {
+            chunks += 1;
+        }
+        assert_eq!(chunks, keys + 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_needs_a_damaged_one_fails_and_nothing_is_purged() {
+    let (cluster, node) = alone().await;
+    cluster.write(0..20).await;
+    node.snapshot().await.unwrap();
+    cluster.write((0..300).map(|n| 100 + n % 20)).await;
+    let (purged, segments) = (node.status().purged, cluster.running[&1].log.segments().len());
+    assert!(segments > 2);
+    spoil(&cluster, 1, 1);
+    for _ in 0..2 {
+        let failed = node.snapshot().await;
+        assert!(matches!(&failed, Err(Error::Storage(error)) if error.is_damage()), "{failed:?}");
+        assert_eq!(node.status().purged, purged);
+        assert_eq!(cluster.running[&1].log.segments().len(), segments);
+    }
+    assert!(
+        !cluster.disks[&1].list(&PathBuf::from("/data/snapshots")).await.unwrap().iter().any(|n| n.contains("temp"))
+    );
+    // The node goes on, and has forgotten nothing once the file can be read again.
+    cluster.write(200..210).await;
+    spoil(&cluster, 1, 1);
+    node.snapshot().await.unwrap();
+    assert!(cluster.running[&1].log.segments().len() < segments);
+    assert_eq!(cluster.running[&1].recorder.0.lock().dropped(), 50);
+    cluster.check_bodies(1).await;
+}
+
+/// Leaves node 1 stopped, with two snapshots, and its log reaching back to before the older one.
+async fn with_two_snapshots() -> Cluster {
+    let mut cluster = Cluster::form(3, as_recommended).await;
+    cluster.leader().await;
+    cluster.running[&1].node.elect().await.unwrap();
+    cluster.until("node 1 leads", || cluster.running[&1].node.status().quorum_contact.then_some(())).await;
+    cluster.write(0..20).await;
+    cluster.settle().await;
+    // It keeps the log for one that is behind.
+    cluster.kill(3).await;
+    for keys in [10..30, 20..40, 30..50] {
+        cluster.write(keys.clone()).await;
+        if keys.start < 30 {
+            cluster.running[&1].node.snapshot().await.unwrap();
+        }
+    }
+    cluster.kill(1).await;
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_newest_snapshot_is_damaged_starts_from_the_one_before() {
+    let mut cluster = with_two_snapshots().await;
+    spoil(&cluster, 1, 2);
+    cluster.open(1).await;
+    cluster.open(3).await;
+    cluster.leader().await;
+    let recorder = &cluster.running[&1].recorder;
+    cluster.until("all keys", || (recorder.0.lock().keys().len() == 50).then_some(())).await;
+    let held = cluster.running[&1].node.durable_snapshot().unwrap();
+    assert_eq!(held.file().number, 1);
+    assert!(recorder.0.lock().dropped() > 0);
+    cluster.check_bodies(1).await;
+    cluster.running[&1].node.snapshot().await.unwrap();
+    assert_eq!(recorder.0.lock().dropped(), 50);
+    cluster.check_bodies(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_a_readable_snapshot_does_not_start() {
+    let mut cluster = with_two_snapshots().await;
+    spoil(&cluster, 1, 1);
+    spoil(&cluster, 1, 2);
+    let failed = cluster.try_open(1).await;
+    assert!(matches!(&failed, Err(Error::Storage(error)) if error.is_damage()), "{failed:?}");
+    // A file of a newer program is no damage, and nothing older goes for it.
+    spoil(&cluster, 1, 1);
+    spoil(&cluster, 1, 2);
+    assert!(cluster.disks[&1].flip_bit(&snapshot_path(2), 8 * 8 + 3));
+    let failed = cluster.try_open(1).await;
+    assert!(
+        matches!(failed, Err(Error::Storage(kubemq_storage::Error::UnknownVersion { found: 9, .. }))),
+        "{failed:?}"
+    );
 }

@@ -5,12 +5,15 @@ use std::sync::{Arc, OnceLock, Weak};
 use bytes::Bytes;
 use kubemq_broker::{Answer, BatchView, State};
 use kubemq_raft::batch::Envelope;
-use kubemq_raft::{Committed, Living, RestoreError, SnapshotSource, StateMachine};
+use kubemq_raft::{Committed, Living, Piece, Pieces, RestoreError, Restoring, SnapshotSource, StateMachine};
 use parking_lot::Mutex;
 
 use crate::desk::Core;
 use crate::gateway::Outbox;
 use crate::index_feed::IndexFeed;
+
+/// Ranges of living parts that are named at once.
+const LIVING: usize = 1024;
 
 /// This node's replica of the broker's state.
 pub(crate) struct Replica {
@@ -28,7 +31,20 @@ impl Replica {
     }
 }
 
+/// The chunks of a snapshot that is being read.
+#[derive(Default)]
+pub(crate) struct Gathered(Vec<Bytes>);
+
+impl Restoring for Gathered {
+    fn push(&mut self, chunk: Bytes) -> Result<(), RestoreError> {
+        self.0.push(chunk);
+        Ok(())
+    }
+}
+
 impl StateMachine for Replica {
+    type Restoring = Gathered;
+
     fn apply(&mut self, entries: Vec<Committed>) {
         let mut answers = Vec::new();
         {
@@ -59,10 +75,20 @@ impl StateMachine for Replica {
         Box::new(StateSnapshot(self.core.lock().state.snapshot()))
     }
 
-    fn restore(&mut self, chunks: Vec<Bytes>) -> Result<(), RestoreError> {
-        let state = State::restore(chunks).map_err(|error| RestoreError(error.to_string()))?;
+    fn restoring(&self) -> Gathered {
+        Gathered::default()
+    }
+
+    fn restore(&mut self, read: Gathered) -> Result<(), RestoreError> {
+        let state = State::restore(read.0).map_err(|error| RestoreError(error.to_string()))?;
         self.core.lock().replace(state);
         Ok(())
+    }
+
+    fn snapshot_is_durable(&mut self, _index: u64) {}
+
+    fn wants_snapshot(&self) -> bool {
+        false
     }
 
     fn digest(&self) -> u64 {
@@ -93,15 +119,33 @@ fn apply_entry(state: &mut State, entry: &Committed) -> kubemq_broker::Applied {
 struct StateSnapshot(kubemq_broker::Snapshot);
 
 impl SnapshotSource for StateSnapshot {
-    fn chunks(self: Box<Self>) -> Box<dyn Iterator<Item = Bytes> + Send> {
-        Box::new(self.0.chunks())
+    fn chunks(&self) -> Box<dyn Pieces<Bytes>> {
+        Box::new(InMemory(self.0.clone().chunks()))
     }
 
-    fn living(&self) -> Box<dyn Iterator<Item = Living> + Send + '_> {
-        let living = self.0.living();
-        Box::new(living.map(|(entry, first, count)| {
-            let count = u16::try_from(count).unwrap_or(u16::MAX);
-            Living { entry, first, count }
-        }))
+    fn living(&self) -> Box<dyn Pieces<Vec<Living>>> {
+        let snapshot = self.0.clone();
+        // Looked through when the first is asked for, away from whoever took the snapshot.
+        Box::new(InMemory(std::iter::once_with(move || living(&snapshot)).flatten()))
     }
+}
+
+fn living(snapshot: &kubemq_broker::Snapshot) -> Vec<Vec<Living>> {
+    let mut living = snapshot.living().map(|(entry, first, count)| {
+        let count = u16::try_from(count).unwrap_or(u16::MAX);
+        Living { entry, first, count }
+    });
+    std::iter::from_fn(|| Some(living.by_ref().take(LIVING).collect()).filter(|batch: &Vec<_>| !batch.is_empty()))
+        .collect()
+}
+
+/// A walk through what is all in memory.
+struct InMemory<I>(I);
+
+impl<T, I: Iterator<Item = T> + Send> Pieces<T> for InMemory<I> {
+    fn next(&mut self) -> Result<Piece<T>, RestoreError> {
+        Ok(self.0.next().map_or(Piece::End, Piece::Next))
+    }
+
+    fn feed(&mut self, _: Option<Bytes>) {}
 }

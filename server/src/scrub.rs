@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use kubemq_raft::Living;
 use kubemq_runtime::chain;
 use kubemq_storage::Error as StorageError;
 use kubemq_storage::log::{Log, ScrubDamage, ScrubPlace, Scrubbed};
@@ -128,23 +129,22 @@ async fn pause(gateway: &Gateway, log: &Log, pause: Duration) {
 
 async fn tell(gateway: &Gateway, damaged: Vec<ScrubDamage>) {
     let lost: BTreeSet<(u64, Option<u16>)> = damaged.iter().filter_map(|damage| damage.lost).collect();
-    let snapshot = gateway.with_core(|core| core.state.snapshot());
-    let find = move || {
-        let is_hit = |entry, first, count: u32, (of, part): (u64, Option<u16>)| {
-            of == entry && part.is_none_or(|part| part >= first && u32::from(part - first) < count)
-        };
-        let mut alive = BTreeSet::new();
-        for (entry, first, count) in snapshot.living() {
-            let near = lost.range((entry, None)..=(entry, Some(u16::MAX)));
-            alive.extend(near.copied().filter(|lost| is_hit(entry, first, count, *lost)));
+    let alive = gateway.raft().fold_living(BTreeSet::new(), move |alive, Living { entry, first, count }| {
+        let near = lost.range((entry, None)..=(entry, Some(u16::MAX)));
+        let is_hit = |part: Option<u16>| part.is_none_or(|part| part >= first && part - first < count);
+        alive.extend(near.copied().filter(|(_, part)| is_hit(*part)));
+    });
+    let alive = match alive.await {
+        Ok(alive) => Some(alive),
+        Err(error) => {
+            tracing::error!(error = %chain(&error), "whether what is damaged is still needed cannot be said");
+            None
         }
-        alive
     };
-    let Ok(alive) = gateway.runtime().tasks.compute("scrub-judge", find).await else { return };
     for ScrubDamage { error, lost, .. } in damaged {
         let error = chain(&error);
         match lost {
-            Some(lost) if !alive.contains(&lost) => {
+            Some(lost) if alive.as_ref().is_some_and(|alive| !alive.contains(&lost)) => {
                 tracing::warn!(entry = lost.0, part = ?lost.1, %error, "what nobody needs any more is damaged");
             }
             Some((entry, part)) => tracing::error!(entry, ?part, %error, "a stored message is damaged"),

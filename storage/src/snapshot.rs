@@ -3,6 +3,8 @@
 //! The last two are kept: when the newest is damaged the one before it is offered, by name. A thread of its own
 //! does what touches the disk, several things in turns, so any task may call and none waits behind a long
 //! write. What is in the metadata and in the chunks is the caller's business.
+//!
+//! A snapshot may be larger than memory: it is written and read chunk by chunk, and nothing here holds all of one.
 
 use std::fmt;
 use std::future::Future;
@@ -16,7 +18,7 @@ use futures_util::stream::FuturesUnordered;
 use kubemq_runtime::sync::{mpsc, oneshot};
 use kubemq_runtime::{OnFailure, Runtime};
 
-use self::files::{Files, Reader, Writer};
+use self::files::{Files, Held, Reader, Writer};
 use crate::Error;
 use crate::fs::Disk;
 
@@ -37,17 +39,6 @@ pub struct SnapshotFile {
     pub number: u64,
     /// Its name inside the directory.
     pub name: String,
-}
-
-/// A verified snapshot in memory.
-#[derive(Clone, Debug)]
-pub struct Loaded {
-    /// Where it came from.
-    pub file: SnapshotFile,
-    /// What the caller gave with it.
-    pub meta: Bytes,
-    /// The content.
-    pub chunks: Vec<Bytes>,
 }
 
 type Job = BoxFuture<'static, ()>;
@@ -102,65 +93,73 @@ impl Snapshots {
         self.files().into_iter().find(|file| file.name == name)
     }
 
-    /// Writes a snapshot. It exists, durably, when this returns; before that there is no trace of it that
-    /// anyone would read. `chunks` is asked for the next chunk on the snapshot thread.
-    ///
-    /// # Errors
-    ///
-    /// Any failure of the disk, and [`Error::Refused`] for metadata or a chunk that is too large.
-    pub async fn write(
-        &self,
-        meta: Bytes,
-        chunks: impl Iterator<Item = Bytes> + Send + 'static,
-    ) -> Result<SnapshotFile, Error> {
-        let files = self.files.clone();
-        self.thread.run(async move { files.write(meta, chunks).await }).await?
-    }
-
     /// Begins a snapshot whose chunks come one by one. Dropped unfinished, it leaves a temporary file that
     /// the next opening removes; [`SnapshotWriter::abandon`] removes it at once.
     ///
     /// # Errors
     ///
-    /// As [`Snapshots::write`].
+    /// Any failure of the disk, and [`Error::Refused`] for metadata that is too large.
     pub async fn begin(&self, meta: Bytes) -> Result<SnapshotWriter, Error> {
         let files = self.files.clone();
         let writer = self.thread.run(async move { files.begin(meta).await }).await??;
         Ok(SnapshotWriter { writer: Some(writer), thread: self.thread.clone() })
     }
 
-    /// Reads a snapshot and verifies all of it.
+    /// Reads all of a snapshot and keeps nothing of it.
     ///
     /// # Errors
     ///
     /// [`Error::Damaged`] or [`Error::UnknownVersion`] when it is not what was written, and failures of the disk.
-    pub async fn read(&self, file: &SnapshotFile) -> Result<Loaded, Error> {
-        let (files, file) = (self.files.clone(), file.clone());
-        self.thread.run(async move { files.read(&file).await }).await?
+    pub async fn verify(&self, file: &SnapshotFile) -> Result<(), Error> {
+        let mut reader = self.hold(file).await?.reader().await?;
+        while reader.next_chunk().await?.is_some() {}
+        Ok(())
     }
 
-    /// Begins to read a snapshot chunk by chunk. It stays readable to the end, even when newer ones are written
-    /// meanwhile; it is verified only when the end was reached.
+    /// Opens a snapshot to be read now or later.
     ///
     /// # Errors
     ///
-    /// As [`Snapshots::read`].
-    pub async fn reader(&self, file: &SnapshotFile) -> Result<SnapshotReader, Error> {
+    /// Any failure of the disk. Whether the content is whole shows when it is read.
+    pub async fn hold(&self, file: &SnapshotFile) -> Result<HeldSnapshot, Error> {
         let (files, file) = (self.files.clone(), file.clone());
-        let reader = self.thread.run(async move { files.reader(&file).await }).await??;
+        let held = self.thread.run(async move { files.hold(&file).await }).await??;
+        Ok(HeldSnapshot { held, thread: self.thread.clone() })
+    }
+}
+
+/// A snapshot file that is held open: it can be read, any number of times, also when newer ones have pushed it out of
+/// the directory meanwhile. Its room on the disk is free again when the last clone and reader is gone.
+#[derive(Clone)]
+pub struct HeldSnapshot {
+    held: Held,
+    thread: Thread,
+}
+
+impl fmt::Debug for HeldSnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("HeldSnapshot").field(self.file()).finish()
+    }
+}
+
+impl HeldSnapshot {
+    /// Returns which file it is.
+    #[must_use]
+    pub fn file(&self) -> &SnapshotFile {
+        self.held.snapshot()
+    }
+
+    /// Begins to read it, chunk by chunk, from the start. It is verified only when the end was reached; each chunk is
+    /// before it is given.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] or [`Error::UnknownVersion`] when it does not begin as it was written, and failures of the
+    /// disk.
+    pub async fn reader(&self) -> Result<SnapshotReader, Error> {
+        let held = self.held.clone();
+        let reader = self.thread.run(async move { held.reader().await }).await??;
         Ok(SnapshotReader { meta: reader.meta().clone(), reader: Some(reader), thread: self.thread.clone() })
-    }
-
-    /// Reads the newest snapshot that verifies, or nothing when there never was one. A damaged one is named in
-    /// the log and passed over.
-    ///
-    /// # Errors
-    ///
-    /// The first failure, when there are snapshots and none of them can be read: starting without one would
-    /// forget what it holds.
-    pub async fn latest_valid(&self) -> Result<Option<Loaded>, Error> {
-        let files = self.files.clone();
-        self.thread.run(async move { files.latest_valid().await }).await?
     }
 }
 
@@ -231,7 +230,7 @@ impl SnapshotReader {
     ///
     /// # Errors
     ///
-    /// As [`Snapshots::read`].
+    /// As [`Snapshots::verify`]; nothing more can be read afterwards.
     pub async fn next_chunk(&mut self) -> Result<Option<Bytes>, Error> {
         let mut reader = self.reader.take().ok_or(Error::Closed)?;
         let (reader, chunk) = self
@@ -295,12 +294,33 @@ mod tests {
         (0..100).map(|n| Bytes::from(vec![number ^ n; 40_000])).collect()
     }
 
+    async fn write(
+        snapshots: &Snapshots,
+        meta: &'static [u8],
+        chunks: impl IntoIterator<Item = Bytes>,
+    ) -> SnapshotFile {
+        let mut writer = snapshots.begin(Bytes::from_static(meta)).await.unwrap();
+        for chunk in chunks {
+            writer.push(chunk).await.unwrap();
+        }
+        writer.finish().await.unwrap()
+    }
+
+    async fn read(snapshots: &Snapshots, file: &SnapshotFile) -> (Bytes, Vec<Bytes>) {
+        let mut reader = snapshots.hold(file).await.unwrap().reader().await.unwrap();
+        let mut chunks = Vec::new();
+        while let Some(chunk) = reader.next_chunk().await.unwrap() {
+            chunks.push(chunk);
+        }
+        (reader.meta().clone(), chunks)
+    }
+
     async fn writes_and_reads(disk: Arc<dyn Disk>, dir: PathBuf) {
         let runtime = Runtime::real();
         let snapshots = Snapshots::open(Arc::clone(&disk), dir.clone(), &runtime).await.unwrap();
-        assert!(snapshots.latest_valid().await.unwrap().is_none());
-        let first = snapshots.write(Bytes::from_static(b"1"), chunks(1).into_iter()).await.unwrap();
-        let mut reader = snapshots.reader(&first).await.unwrap();
+        assert!(snapshots.files().is_empty());
+        let first = write(&snapshots, b"1", chunks(1)).await;
+        let mut reader = snapshots.hold(&first).await.unwrap().reader().await.unwrap();
 
         let mut writer = snapshots.begin(Bytes::from_static(b"2")).await.unwrap();
         for (mine, other) in chunks(2).into_iter().zip(chunks(1)) {
@@ -313,13 +333,14 @@ mod tests {
         let unfinished = snapshots.begin(Bytes::new()).await.unwrap();
         unfinished.abandon().await;
 
-        let loaded = snapshots.latest_valid().await.unwrap().unwrap();
-        assert_eq!((loaded.file, loaded.meta, loaded.chunks), (second, Bytes::from_static(b"2"), chunks(2)));
-        assert_eq!(snapshots.read(&first).await.unwrap().chunks, chunks(1));
+        assert_eq!(snapshots.files(), [first.clone(), second.clone()]);
+        assert_eq!(read(&snapshots, &second).await, (Bytes::from_static(b"2"), chunks(2)));
+        assert_eq!(read(&snapshots, &first).await.1, chunks(1));
         drop(snapshots);
         let again = Snapshots::open_read_only(disk, dir, &runtime).await.unwrap();
-        assert_eq!(again.files().len(), 2);
-        assert_eq!(again.latest_valid().await.unwrap().unwrap().chunks, chunks(2));
+        assert_eq!(again.files(), [first, second.clone()]);
+        assert_eq!(read(&again, &second).await.1, chunks(2));
+        again.verify(&second).await.unwrap();
     }
 
     #[tokio::test]
@@ -334,25 +355,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_read_is_served_while_a_long_write_goes_on() {
-        let runtime = Runtime::real();
+    async fn what_is_held_can_be_read_after_newer_ones_have_pushed_it_out() {
         let disk = Arc::new(MemoryDisk::new());
-        let snapshots = Snapshots::open(disk, PathBuf::from("/data"), &runtime).await.unwrap();
-        let first = snapshots.write(Bytes::from_static(b"1"), chunks(1).into_iter()).await.unwrap();
-        // A write that ends only when it is told to: endless chunks until the flag is up.
-        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let endless = {
-            let stop = Arc::clone(&stop);
-            std::iter::repeat(Bytes::from(vec![7; 600_000]))
-                .take_while(move |_| !stop.load(std::sync::atomic::Ordering::Relaxed))
-        };
-        let writing = snapshots.clone();
-        let write = runtime.tasks.spawn("write", OnFailure::Log, async move {
-            writing.write(Bytes::from_static(b"2"), endless).await.unwrap()
-        });
-        assert_eq!(snapshots.read(&first).await.unwrap().chunks, chunks(1));
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        let second = write.await.unwrap();
-        assert_eq!(snapshots.latest_valid().await.unwrap().unwrap().file, second);
+        let dir = PathBuf::from("/data");
+        let snapshots = Snapshots::open(Arc::clone(&disk) as _, dir.clone(), &Runtime::real()).await.unwrap();
+        let held = snapshots.hold(&write(&snapshots, b"1", chunks(1)).await).await.unwrap();
+        for _ in 0..3 {
+            write(&snapshots, b"2", chunks(2)).await;
+        }
+        assert!(snapshots.find(&held.file().name).is_none());
+        assert_eq!(disk.list(&dir).await.unwrap().len(), 2);
+        for _ in 0..2 {
+            let mut reader = held.reader().await.unwrap();
+            assert_eq!(reader.meta(), &Bytes::from_static(b"1"));
+            for chunk in chunks(1) {
+                assert_eq!(reader.next_chunk().await.unwrap(), Some(chunk));
+            }
+            assert_eq!(reader.next_chunk().await.unwrap(), None);
+        }
     }
 }

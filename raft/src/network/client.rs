@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, stream};
-use kubemq_runtime::Clock;
+use kubemq_runtime::{Clock, Tasks};
 use kubemq_storage::log::Log;
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
@@ -39,6 +39,7 @@ pub(crate) struct Clients<R> {
     pub(crate) peers: Arc<dyn Peers>,
     pub(crate) log: Log,
     pub(crate) clock: Clock,
+    pub(crate) tasks: Tasks,
     pub(crate) options: Arc<Options>,
     pub(crate) runtime: PhantomData<fn() -> R>,
 }
@@ -50,6 +51,7 @@ pub(crate) struct Client<R> {
     peers: Arc<dyn Peers>,
     log: Log,
     clock: Clock,
+    tasks: Tasks,
     options: Arc<Options>,
     heartbeat: bool,
     runtime: PhantomData<fn() -> R>,
@@ -63,6 +65,7 @@ impl<R> Clients<R> {
             peers: Arc::clone(&self.peers),
             log: self.log.clone(),
             clock: self.clock.clone(),
+            tasks: self.tasks.clone(),
             options: Arc::clone(&self.options),
             heartbeat,
             runtime: PhantomData,
@@ -231,6 +234,7 @@ impl<R: AsyncRuntime> NetSnapshot<Types<R>> for Client<R> {
             peer: self.peer.clone(),
             log: self.log.clone(),
             clock: self.clock.clone(),
+            tasks: self.tasks.clone(),
             stall: self.options.snapshot_stall,
         };
         tokio::select! {
@@ -300,6 +304,7 @@ mod tests {
             peers: Arc::new(peering),
             log,
             clock: runtime.clock.clone(),
+            tasks: runtime.tasks.clone(),
             options: Arc::new(Options::new(1)),
             runtime: PhantomData,
         };

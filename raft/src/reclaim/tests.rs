@@ -10,6 +10,7 @@ use kubemq_storage::log::Options;
 use kubemq_storage::{Entry, EntryKind, LogId, Parts};
 
 use super::*;
+use crate::state_machine::{Piece, Pieces, RestoreError};
 
 fn segment(number: u64, first: u64, last: u64) -> SegmentInfo {
     let (first, last) = (Some(first), Some(last));
@@ -79,22 +80,32 @@ async fn append(log: &Log, entries: std::ops::Range<u64>) {
     }
 }
 
-/// A state that refers to these parts.
+/// Names these parts, a few at a time.
 struct Source(Vec<Living>);
 
-impl SnapshotSource for Source {
-    fn chunks(self: Box<Self>) -> Box<dyn Iterator<Item = Bytes> + Send> {
-        Box::new(std::iter::empty())
+impl Pieces<Vec<Living>> for Source {
+    fn next(&mut self) -> Result<Piece<Vec<Living>>, RestoreError> {
+        if self.0.is_empty() {
+            return Ok(Piece::End);
+        }
+        let rest = self.0.split_off(self.0.len().min(7));
+        Ok(Piece::Next(std::mem::replace(&mut self.0, rest)))
     }
 
-    fn living(&self) -> Box<dyn Iterator<Item = Living> + Send + '_> {
-        Box::new(self.0.iter().copied())
-    }
+    fn feed(&mut self, _: Option<Bytes>) {}
+}
+
+/// Marks by what lives, which is named backwards and in part twice.
+async fn mark(log: &Log, upto: u64, living: &[Living]) -> Marks {
+    let mut named: Vec<Living> = living.iter().rev().copied().collect();
+    named.extend(living.iter().step_by(5));
+    let walk = || Walk::new(Box::new(Source(named.clone())), None);
+    Marks::mark(log, upto, [walk(), walk()]).await.unwrap()
 }
 
 async fn reclaim(log: &Log, upto: u64, living: &[Living]) {
     log.purge(LogId { term: 1, node: 1, index: upto }).await.unwrap();
-    let mut marks = Marks::mark(log, upto, &Source(living.to_vec()));
+    let mut marks = mark(log, upto, living).await;
     marks.reclaim(log, upto).await.unwrap();
     assert!(marks.is_empty());
 }
@@ -161,7 +172,7 @@ async fn what_cannot_be_read_keeps_its_segment() {
     let first = log.segments()[0];
     log.purge(LogId { term: 1, node: 1, index: 90 }).await.unwrap();
     let living: Vec<Living> = (1..90).map(|entry| Living { entry, first: 1, count: 1 }).collect();
-    let mut marks = Marks::mark(&log, 90, &Source(living));
+    let mut marks = mark(&log, 90, &living).await;
     // Somewhere in the first entries.
     for bit in (4000..40_000).step_by(8) {
         assert!(disk.flip_bit(&PathBuf::from(format!("log/{:012}.seg", first.number)), bit));

@@ -1,6 +1,6 @@
 //! A group of voters in one process, over the network in memory, on disks in memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kubemq_raft::network::memory::MemoryNetwork;
 use kubemq_raft::{
-    Batch, Committed, Envelope, Living, Member, Node, Options, Origin, Refused, RestoreError, Role, SnapshotSource,
-    StateMachine, TokioRuntime,
+    Batch, Committed, Envelope, Living, Member, Node, Options, Origin, Piece, Pieces, Refused, RestoreError, Restoring,
+    Role, SnapshotSource, StateMachine, TokioRuntime,
 };
 use kubemq_runtime::Runtime;
 use kubemq_storage::fs::{Disk, MemoryDisk};
@@ -24,19 +24,64 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// What the machine knows: under each key, where its last value lies in the log.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub(crate) struct Known {
-    pub(crate) values: BTreeMap<u64, (u64, u16)>,
+    /// What is in memory.
+    values: BTreeMap<u64, (u64, u16)>,
+    /// Keys whose values stand only in the newest durable snapshot.
+    dropped: BTreeSet<u64>,
     /// The batches in the order in which they were applied.
     pub(crate) order: Vec<u64>,
     pub(crate) time: u64,
     /// Whether LogTime ever stood still or went back.
     pub(crate) disorder: bool,
+    digest: u64,
 }
 
-/// Keeps references to bodies, as the broker does, never the bodies.
+impl Known {
+    pub(crate) fn keys(&self) -> BTreeSet<u64> {
+        self.values.keys().chain(&self.dropped).copied().collect()
+    }
+
+    pub(crate) fn dropped(&self) -> usize {
+        self.dropped.len()
+    }
+
+    fn put(&mut self, key: u64, entry: u64, part: u16) {
+        for word in [key, entry, u64::from(part)] {
+            self.digest = (self.digest.rotate_left(7) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        }
+        self.dropped.remove(&key);
+        self.values.insert(key, (entry, part));
+    }
+}
+
+/// Keeps references to bodies, as the broker does, never the bodies; and of the references, whatever a durable snapshot
+/// holds, only that there is one.
 #[derive(Clone, Default)]
 pub(crate) struct Recorder(pub Arc<Mutex<Known>>);
 
+/// What was read of a snapshot.
+#[derive(Default)]
+pub(crate) struct Reading(Option<Known>);
+
+impl Restoring for Reading {
+    fn push(&mut self, mut chunk: Bytes) -> Result<(), RestoreError> {
+        if let Some(known) = &mut self.0 {
+            known.dropped.insert(chunk.get_u64_le());
+            return Ok(());
+        }
+        let (time, disorder, digest) = (chunk.get_u64_le(), chunk.get_u8() == 1, chunk.get_u64_le());
+        let mut known = Known { time, disorder, digest, ..Known::default() };
+        while chunk.has_remaining() {
+            known.order.push(chunk.get_u64_le());
+        }
+        self.0 = Some(known);
+        Ok(())
+    }
+}
+
 impl StateMachine for Recorder {
+    type Restoring = Reading;
+
     fn apply(&mut self, entries: Vec<Committed>) {
         let mut known = self.0.lock();
         for entry in entries {
@@ -46,8 +91,8 @@ impl StateMachine for Recorder {
             for batch in Envelope::of(&entry.parts).unwrap().batches {
                 known.order.push(batch.number);
                 for _ in 0..batch.operations {
-                    let mut operation = entry.parts.get(part).unwrap();
-                    known.values.insert(operation.get_u64_le(), (entry.id.index, part));
+                    let key = entry.parts.get(part).unwrap().get_u64_le();
+                    known.put(key, entry.id.index, part);
                     part += 1;
                 }
             }
@@ -58,55 +103,96 @@ impl StateMachine for Recorder {
         Box::new(Moment(self.0.lock().clone()))
     }
 
-    fn restore(&mut self, chunks: Vec<Bytes>) -> Result<(), RestoreError> {
-        let mut chunks = chunks.into_iter();
-        let mut head = chunks.next().ok_or_else(|| RestoreError("empty".to_owned()))?;
-        let mut known = Known { time: head.get_u64_le(), disorder: head.get_u8() == 1, ..Known::default() };
-        while head.has_remaining() {
-            known.order.push(head.get_u64_le());
-        }
-        for mut chunk in chunks {
-            known.values.insert(chunk.get_u64_le(), (chunk.get_u64_le(), chunk.get_u16_le()));
-        }
-        *self.0.lock() = known;
+    fn restoring(&self) -> Reading {
+        Reading::default()
+    }
+
+    fn restore(&mut self, read: Reading) -> Result<(), RestoreError> {
+        *self.0.lock() = read.0.ok_or_else(|| RestoreError("empty".to_owned()))?;
         Ok(())
     }
 
+    fn snapshot_is_durable(&mut self, index: u64) {
+        let known = &mut *self.0.lock();
+        let held = known.values.extract_if(.., |_, (entry, _)| *entry <= index);
+        known.dropped.extend(held.map(|(key, _)| key));
+    }
+
+    fn wants_snapshot(&self) -> bool {
+        false
+    }
+
     fn digest(&self) -> u64 {
-        let known = self.0.lock();
-        let mut digest = known.time;
-        for (key, (entry, part)) in &known.values {
-            for word in [*key, *entry, u64::from(*part)] {
-                digest = (digest.rotate_left(7) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-            }
-        }
-        digest
+        self.0.lock().digest
     }
 }
 
 struct Moment(Known);
 
+impl Moment {
+    fn walk<T: 'static>(&self, head: Option<T>, each: fn(u64, u64, u16) -> T) -> Box<dyn Pieces<T>>
+    where
+        T: Send,
+    {
+        let Known { values, dropped, .. } = self.0.clone();
+        Box::new(Merge { head, values, dropped, fed: 0, found: None, each })
+    }
+}
+
 impl SnapshotSource for Moment {
-    fn chunks(self: Box<Self>) -> Box<dyn Iterator<Item = Bytes> + Send> {
+    fn chunks(&self) -> Box<dyn Pieces<Bytes>> {
         let mut head = BytesMut::new();
         head.put_u64_le(self.0.time);
         head.put_u8(u8::from(self.0.disorder));
+        head.put_u64_le(self.0.digest);
         self.0.order.iter().for_each(|number| head.put_u64_le(*number));
-        let values = self.0.values.into_iter().map(|(key, (entry, part))| {
+        self.walk(Some(head.freeze()), |key, entry, part| {
             let mut chunk = BytesMut::new();
             chunk.put_u64_le(key);
             chunk.put_u64_le(entry);
             chunk.put_u16_le(part);
             chunk.freeze()
-        });
-        Box::new(std::iter::once(head.freeze()).chain(values))
+        })
     }
 
-    fn living(&self) -> Box<dyn Iterator<Item = Living> + Send + '_> {
-        let mut living: Vec<_> =
-            self.0.values.values().map(|(entry, part)| Living { entry: *entry, first: *part, count: 1 }).collect();
-        living.sort_unstable();
-        Box::new(living.into_iter())
+    fn living(&self) -> Box<dyn Pieces<Vec<Living>>> {
+        // By key, which is no order of the log, and each twice.
+        self.walk(None, |_, entry, part| vec![Living { entry, first: part, count: 1 }; 2])
+    }
+}
+
+/// Walks through what is in memory, and then through the previous snapshot for what is not.
+struct Merge<T> {
+    head: Option<T>,
+    values: BTreeMap<u64, (u64, u16)>,
+    /// What was not found yet.
+    dropped: BTreeSet<u64>,
+    /// Chunks of the previous snapshot so far.
+    fed: usize,
+    found: Option<T>,
+    each: fn(u64, u64, u16) -> T,
+}
+
+impl<T: Send> Pieces<T> for Merge<T> {
+    fn next(&mut self) -> Result<Piece<T>, RestoreError> {
+        if let Some(next) = self.head.take().or_else(|| self.found.take()) {
+            return Ok(Piece::Next(next));
+        }
+        if let Some((key, (entry, part))) = self.values.pop_first() {
+            return Ok(Piece::Next((self.each)(key, entry, part)));
+        }
+        Ok(if self.dropped.is_empty() { Piece::End } else { Piece::Previous })
+    }
+
+    fn feed(&mut self, chunk: Option<Bytes>) {
+        // The end with something missing shows when more is asked for.
+        let Some(mut chunk) = chunk else { return };
+        self.fed += 1;
+        // The first is the head.
+        if self.fed > 1 {
+            let (key, entry, part) = (chunk.get_u64_le(), chunk.get_u64_le(), chunk.get_u16_le());
+            self.found = self.dropped.remove(&key).then(|| (self.each)(key, entry, part));
+        }
     }
 }
 
@@ -122,7 +208,7 @@ pub(crate) struct Cluster {
     pub(crate) network: MemoryNetwork,
     pub(crate) running: BTreeMap<u64, Voter>,
     pub(crate) runtime: Runtime,
-    disks: BTreeMap<u64, MemoryDisk>,
+    pub(crate) disks: BTreeMap<u64, MemoryDisk>,
     next: AtomicU64,
     tune: fn(&mut Options),
 }
@@ -155,6 +241,15 @@ impl Cluster {
 
     /// Starts node `id` on what its disk holds.
     pub(crate) async fn open(&mut self, id: u64) {
+        self.try_open(id).await.unwrap();
+    }
+
+    /// As [`Self::open`].
+    ///
+    /// # Errors
+    ///
+    /// Why it did not start.
+    pub(crate) async fn try_open(&mut self, id: u64) -> Result<(), kubemq_raft::Error> {
         let runtime = Runtime::real();
         let disk: Arc<dyn Disk> = Arc::new(self.disks[&id].clone());
         let sizes = log::Options { segment_bytes: 32 * 1024, tail_cache_bytes: 16 * 1024, ..log::Options::default() };
@@ -172,9 +267,16 @@ impl Cluster {
             peers,
             runtime.clone(),
         );
-        let node = started.await.unwrap();
+        let node = match started.await {
+            Ok(node) => node,
+            Err(error) => {
+                log.close().await.unwrap();
+                return Err(error);
+            }
+        };
         self.network.join(id, node.clone(), runtime);
         self.running.insert(id, Voter { node, log, recorder });
+        Ok(())
     }
 
     /// Ends node `id` as a killed process would: nobody is told, and what the disk was given stays.
@@ -252,13 +354,19 @@ impl Cluster {
     /// Checks that node `id` serves every body that its state refers to.
     pub(crate) async fn check_bodies(&self, id: u64) {
         let voter = &self.running[&id];
-        let values = voter.recorder.0.lock().values.clone();
-        assert!(!values.is_empty());
-        for (key, (entry, part)) in values {
-            let read = voter.log.read_part(entry, part).await;
-            let read = read.unwrap_or_else(|error| panic!("key {key} in entry {entry}, part {part}: {error}"));
+        let living = voter.node.fold_living(BTreeSet::new(), |seen, living| seen.extend([living])).await.unwrap();
+        let keys = voter.recorder.0.lock().keys();
+        assert!(!keys.is_empty());
+        let mut found = BTreeSet::new();
+        for Living { entry, first, count } in living {
+            assert_eq!(count, 1);
+            let read = voter.log.read_part(entry, first).await;
+            let read = read.unwrap_or_else(|error| panic!("entry {entry}, part {first}: {error}"));
+            let key = read.bytes.clone().get_u64_le();
             assert_eq!(read.bytes, body(key), "key {key}");
+            assert!(found.insert(key), "key {key} is there once");
         }
+        assert_eq!(found, keys);
     }
 
     pub(crate) fn roles(&self) -> Vec<Role> {

@@ -51,7 +51,7 @@ const CURSORS_PER_RECORD: usize = 512;
 const BITS_PER_RECORD: usize = 64;
 
 /// A state as it was at one entry. Making one is cheap, and the state may change freely afterwards.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Snapshot {
     state: State,
 }

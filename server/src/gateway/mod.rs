@@ -273,6 +273,10 @@ impl Gateway {
         &self.0.log
     }
 
+    pub(crate) fn raft(&self) -> &Node {
+        &self.0.raft
+    }
+
     pub(crate) fn scrubber(&self) -> &Scrubber {
         &self.0.scrubber
     }

@@ -344,6 +344,12 @@ impl Log {
         }
     }
 
+    /// Returns whether a part is in a file of bodies beside the log.
+    #[must_use]
+    pub fn has_body(&self, entry: u64, part: u16) -> bool {
+        self.0.shared.index.lock().find_body(entry, part).is_some()
+    }
+
     /// Notes that the entries up to `index` are applied: once they are synced, too, they may leave memory.
     pub fn applied(&self, index: u64) {
         let mut shared = self.0.shared.index.lock();

@@ -14,7 +14,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kubemq_runtime::chain;
 use parking_lot::Mutex;
 
-use super::{Loaded, MAX_CHUNK_BYTES, MAX_META_BYTES, SnapshotFile};
+use super::{MAX_CHUNK_BYTES, MAX_META_BYTES, SnapshotFile};
 use crate::Error;
 use crate::fs::{Disk, File};
 
@@ -102,23 +102,6 @@ impl Files {
         self.0.state.lock().files.clone()
     }
 
-    /// Writes a snapshot. It exists, durably, when this returns; before that there is no trace of it that
-    /// anyone would read.
-    pub(super) async fn write(
-        &self,
-        meta: Bytes,
-        chunks: impl IntoIterator<Item = Bytes, IntoIter: Send> + Send,
-    ) -> Result<SnapshotFile, Error> {
-        let mut writer = self.begin(meta).await?;
-        for chunk in chunks {
-            if let Err(error) = writer.push(chunk).await {
-                writer.abandon().await;
-                return Err(error);
-            }
-        }
-        writer.finish().await
-    }
-
     /// Begins a snapshot whose chunks come one by one. Dropped unfinished, it leaves a temporary file that
     /// the next opening removes; [`Writer::abandon`] removes it at once.
     pub(super) async fn begin(&self, meta: Bytes) -> Result<Writer, Error> {
@@ -154,48 +137,11 @@ impl Files {
         Ok(writer)
     }
 
-    /// Reads a snapshot and verifies all of it.
-    pub(super) async fn read(&self, file: &SnapshotFile) -> Result<Loaded, Error> {
-        let result = self.read_chunks(file).await;
-        if matches!(result, Err(Error::Damaged { .. })) {
-            self.0.state.lock().damaged.insert(file.number);
-        }
-        result
-    }
-
-    async fn read_chunks(&self, file: &SnapshotFile) -> Result<Loaded, Error> {
-        let mut reader = self.reader(file).await?;
-        let mut chunks = Vec::new();
-        while let Some(chunk) = reader.next_chunk().await? {
-            chunks.push(chunk);
-        }
-        Ok(Loaded { file: file.clone(), meta: reader.meta, chunks })
-    }
-
-    /// Begins to read a snapshot chunk by chunk. It stays readable to the end, even when newer ones are written
-    /// meanwhile; it is verified only when the end was reached.
-    pub(super) async fn reader(&self, file: &SnapshotFile) -> Result<Reader, Error> {
-        let path = self.0.dir.join(&file.name);
-        let handle = self.0.disk.open(&path).await?;
-        Reader::open(handle, path).await
-    }
-
-    /// Reads the newest snapshot that verifies, or nothing when there never was one. A damaged one is named in
-    /// the log and passed over.
-    pub(super) async fn latest_valid(&self) -> Result<Option<Loaded>, Error> {
-        let mut first_error = None;
-        for file in self.files().iter().rev() {
-            match self.read(file).await {
-                Ok(loaded) => return Ok(Some(loaded)),
-                // A file of a newer program is no damage: passing it over would lose what the newer one wrote.
-                Err(error @ Error::UnknownVersion { .. }) => return Err(error),
-                Err(error) => {
-                    tracing::error!(snapshot = file.name, error = %chain(&error), "snapshot cannot be read");
-                    first_error.get_or_insert(error);
-                }
-            }
-        }
-        first_error.map_or(Ok(None), Err)
+    /// Opens a snapshot to be read now or later, also when newer ones have pushed it out meanwhile.
+    pub(super) async fn hold(&self, snapshot: &SnapshotFile) -> Result<Held, Error> {
+        let path = self.0.dir.join(&snapshot.name);
+        let file = self.0.disk.open(&path).await?;
+        Ok(Held { files: self.clone(), snapshot: snapshot.clone(), path, file })
     }
 
     /// Makes `path` the newest snapshot and removes what is not kept any more.
@@ -307,10 +253,29 @@ impl Writer {
     }
 }
 
+/// A complete file, held open.
+#[derive(Clone)]
+pub(super) struct Held {
+    files: Files,
+    snapshot: SnapshotFile,
+    path: PathBuf,
+    file: Arc<dyn File>,
+}
+
+impl Held {
+    pub(super) fn snapshot(&self) -> &SnapshotFile {
+        &self.snapshot
+    }
+
+    /// Begins to read it chunk by chunk. It is verified only when the end was reached.
+    pub(super) async fn reader(self) -> Result<Reader, Error> {
+        Reader::open(self).await
+    }
+}
+
 /// A snapshot that is being read.
 pub(super) struct Reader {
-    file: Arc<dyn File>,
-    path: PathBuf,
+    held: Held,
     meta: Bytes,
     /// Where `buffer` begins in the file.
     offset: u64,
@@ -322,10 +287,9 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    async fn open(file: Arc<dyn File>, path: PathBuf) -> Result<Self, Error> {
+    async fn open(held: Held) -> Result<Self, Error> {
         let mut reader = Self {
-            file,
-            path,
+            held,
             meta: Bytes::new(),
             offset: 0,
             buffer: Bytes::new(),
@@ -341,7 +305,7 @@ impl Reader {
         let mut fields = header.slice(8..);
         let version = fields.get_u32_le();
         if version != FORMAT_VERSION {
-            return Err(Error::UnknownVersion { path: reader.path, found: version, known: FORMAT_VERSION });
+            return Err(Error::UnknownVersion { path: reader.held.path, found: version, known: FORMAT_VERSION });
         }
         let meta_length = fields.get_u32_le();
         let checksum = fields.get_u32_le();
@@ -395,7 +359,7 @@ impl Reader {
         if expected[4..8] != checksum.to_le_bytes() || expected[8..] != rest {
             return Err(self.damaged(at, "the trailer does not fit what is before it"));
         }
-        if self.offset != self.file.len().await? {
+        if self.offset != self.held.file.len().await? {
             return Err(self.damaged(self.offset, "there are bytes behind the trailer"));
         }
         self.ended = true;
@@ -407,7 +371,7 @@ impl Reader {
         if self.buffer.len() < wanted {
             let have = std::mem::take(&mut self.buffer);
             let place = self.offset + u64::try_from(have.len()).unwrap_or(u64::MAX);
-            let more = self.file.read_at(place, (wanted - have.len()).max(READ_BYTES)).await?;
+            let more = self.held.file.read_at(place, (wanted - have.len()).max(READ_BYTES)).await?;
             yield_now().await;
             self.buffer = if have.is_empty() { more } else { Bytes::from([have, more].concat()) };
         }
@@ -418,8 +382,11 @@ impl Reader {
         Ok(self.buffer.split_to(wanted))
     }
 
+    /// Notes that the file is damaged, so that it does not push out a whole one, and returns what is wrong.
     fn damaged(&self, offset: u64, what: &str) -> Error {
-        Error::Damaged { path: self.path.clone(), offset, what: what.to_owned() }
+        let Held { files, snapshot, path, .. } = &self.held;
+        files.0.state.lock().damaged.insert(snapshot.number);
+        Error::Damaged { path: path.clone(), offset, what: what.to_owned() }
     }
 }
 

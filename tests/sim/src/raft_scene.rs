@@ -10,8 +10,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use kubemq_raft::network::{Call, Channel, Frame, Replies};
 use kubemq_raft::{
-    Batch, Committed, Envelope, Living, Member, Node, Origin, PeerError, Refused, RestoreError, SnapshotSource,
-    StateMachine,
+    Batch, Committed, Envelope, Living, Member, Node, Origin, PeerError, Piece, Pieces, Refused, RestoreError,
+    Restoring, SnapshotSource, StateMachine,
 };
 use kubemq_runtime::sync::oneshot;
 use kubemq_runtime::{OnFailure, Random};
@@ -145,7 +145,26 @@ fn in_hash_order(writes: Vec<Write>) -> Vec<Write> {
     map.into_values().collect()
 }
 
+/// What was read of a snapshot.
+#[derive(Default)]
+struct Reading(Record);
+
+impl Restoring for Reading {
+    fn push(&mut self, mut chunk: Bytes) -> Result<(), RestoreError> {
+        let short = |_| RestoreError("a chunk ends too early".to_owned());
+        self.0.last = chunk.try_get_u64_le().map_err(short)?;
+        while chunk.has_remaining() {
+            let (number, entry) = (chunk.try_get_u64_le().map_err(short)?, chunk.try_get_u64_le().map_err(short)?);
+            let (part, print) = (chunk.try_get_u16_le().map_err(short)?, chunk.try_get_u64_le().map_err(short)?);
+            self.0.push(Write { number, entry, part, print });
+        }
+        Ok(())
+    }
+}
+
 impl StateMachine for Recorder {
+    type Restoring = Reading;
+
     fn apply(&mut self, entries: Vec<Committed>) {
         for entry in entries {
             if let Err(reason) = self.apply_entry(&entry) {
@@ -159,21 +178,21 @@ impl StateMachine for Recorder {
         Box::new(Picture(self.record.lock().clone()))
     }
 
-    fn restore(&mut self, chunks: Vec<Bytes>) -> Result<(), RestoreError> {
-        let mut record = Record::default();
-        let short = |_| RestoreError("a chunk ends too early".to_owned());
-        for mut chunk in chunks {
-            record.last = chunk.try_get_u64_le().map_err(short)?;
-            while chunk.has_remaining() {
-                let (number, entry) = (chunk.try_get_u64_le().map_err(short)?, chunk.try_get_u64_le().map_err(short)?);
-                let (part, print) = (chunk.try_get_u16_le().map_err(short)?, chunk.try_get_u64_le().map_err(short)?);
-                record.push(Write { number, entry, part, print });
-            }
-        }
+    fn restoring(&self) -> Reading {
+        Reading::default()
+    }
+
+    fn restore(&mut self, Reading(record): Reading) -> Result<(), RestoreError> {
         self.world.trace(self.place.node, format_args!("restore {} {:x}", record.last, record.digest.value()));
         self.ledger.lock().restored += 1;
         *self.record.lock() = record;
         Ok(())
+    }
+
+    fn snapshot_is_durable(&mut self, _: u64) {}
+
+    fn wants_snapshot(&self) -> bool {
+        false
     }
 
     fn digest(&self) -> u64 {
@@ -183,8 +202,19 @@ impl StateMachine for Recorder {
 
 struct Picture(Record);
 
+/// A walk through what is all in memory.
+struct Given<T>(std::vec::IntoIter<T>);
+
+impl<T: Send> Pieces<T> for Given<T> {
+    fn next(&mut self) -> Result<Piece<T>, RestoreError> {
+        Ok(self.0.next().map_or(Piece::End, Piece::Next))
+    }
+
+    fn feed(&mut self, _: Option<Bytes>) {}
+}
+
 impl SnapshotSource for Picture {
-    fn chunks(self: Box<Self>) -> Box<dyn Iterator<Item = Bytes> + Send> {
+    fn chunks(&self) -> Box<dyn Pieces<Bytes>> {
         let last = self.0.last;
         let encode = move |writes: &[Write]| {
             let mut chunk = BytesMut::new();
@@ -199,12 +229,15 @@ impl SnapshotSource for Picture {
         };
         let chunks: Vec<_> = self.0.writes.chunks(512).map(encode).collect();
         let chunks = if chunks.is_empty() { vec![encode(&[])] } else { chunks };
-        Box::new(chunks.into_iter())
+        Box::new(Given(chunks.into_iter()))
     }
 
-    fn living(&self) -> Box<dyn Iterator<Item = Living> + Send + '_> {
-        let living = self.0.writes.iter().rev().take(LIVING).rev();
-        Box::new(living.map(|write| Living { entry: write.entry, first: write.part, count: 1 }))
+    fn living(&self) -> Box<dyn Pieces<Vec<Living>>> {
+        let living: Vec<_> = self.0.writes.iter().rev().take(LIVING).collect();
+        let batches = living.chunks(64).map(|writes| {
+            writes.iter().map(|write| Living { entry: write.entry, first: write.part, count: 1 }).collect()
+        });
+        Box::new(Given(batches.collect::<Vec<_>>().into_iter()))
     }
 }
 

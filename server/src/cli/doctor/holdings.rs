@@ -14,7 +14,7 @@ use kubemq_raft::Envelope;
 use kubemq_runtime::{Runtime, chain};
 use kubemq_storage::fs::Disk;
 use kubemq_storage::log::{PartRead, Salvage};
-use kubemq_storage::snapshot::Snapshots;
+use kubemq_storage::snapshot::{SnapshotFile, Snapshots};
 use kubemq_storage::{Entry, EntryKind, Error};
 
 /// Doubts that are told, at most.
@@ -118,8 +118,8 @@ impl Holdings {
 /// Returns the state of the newest snapshot that can be read, and the entry from which the log goes on.
 async fn newest(snapshots: &Snapshots, doubts: &mut Vec<String>) -> Result<(State, u64), Error> {
     for file in snapshots.files().iter().rev() {
-        let why = match snapshots.read(file).await {
-            Ok(loaded) => match (kubemq_raft::snapshot_index(&loaded.meta), State::restore(loaded.chunks)) {
+        let why = match read(snapshots, file).await {
+            Ok((meta, chunks)) => match (kubemq_raft::snapshot_index(&meta), State::restore(chunks)) {
                 (Some(index), Ok(state)) => return Ok((state, index + 1)),
                 (_, Err(error)) => error.to_string(),
                 (None, _) => "its metadata is not readable".to_owned(),
@@ -131,6 +131,16 @@ async fn newest(snapshots: &Snapshots, doubts: &mut Vec<String>) -> Result<(Stat
     }
     // What was refused for want of room when it was sent was refused then; nothing more is now.
     Ok((State::new(Limits { index_bytes: u64::MAX, ..Limits::default() }), 1))
+}
+
+/// Returns the metadata and the chunks of a snapshot.
+async fn read(snapshots: &Snapshots, file: &SnapshotFile) -> Result<(Bytes, Vec<Bytes>), Error> {
+    let mut reader = snapshots.hold(file).await?.reader().await?;
+    let mut chunks = Vec::new();
+    while let Some(chunk) = reader.next_chunk().await? {
+        chunks.push(chunk);
+    }
+    Ok((reader.meta().clone(), chunks))
 }
 
 async fn content(salvage: &mut Salvage, entry: u64, part: u16) -> Result<Content, String> {
