@@ -9,7 +9,7 @@ use crate::types;
 use crate::walk::Apart;
 
 /// Writes `moment`, whose entries must be synced here. Returns what was written, and the segments in which nothing or
-/// little of the state lies. Whoever calls holds [`Shared::writing`], and notes what is durable now.
+/// little of the state lies; what is durable now is for the caller to note. Only one is written at a time.
 ///
 /// # Errors
 ///

@@ -98,3 +98,81 @@ impl<T> Apart<T> {
         self.0.recv().await.unwrap_or_else(|| Err(Error::Stopped("a walk through the state panicked".to_owned())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    use kubemq_runtime::Runtime;
+    use kubemq_storage::fs::MemoryDisk;
+    use kubemq_storage::snapshot::Snapshots;
+
+    use super::*;
+
+    /// Gives what it is told to, chunks of the previous snapshot among it.
+    struct Script {
+        steps: std::vec::IntoIter<Piece<Bytes>>,
+        fed: Option<Bytes>,
+    }
+
+    impl Pieces<Bytes> for Script {
+        fn next(&mut self) -> Result<Piece<Bytes>, RestoreError> {
+            Ok(self.fed.take().map_or_else(|| self.steps.next().unwrap_or(Piece::End), Piece::Next))
+        }
+
+        fn feed(&mut self, chunk: Option<Bytes>) {
+            self.fed = chunk;
+        }
+    }
+
+    fn script(steps: Vec<Piece<Bytes>>) -> Box<dyn Pieces<Bytes>> {
+        Box::new(Script { steps: steps.into_iter(), fed: None })
+    }
+
+    async fn held(runtime: &Runtime) -> HeldSnapshot {
+        let disk = Arc::new(MemoryDisk::new());
+        let snapshots = Snapshots::open(disk, PathBuf::from("/snapshots"), runtime).await.unwrap();
+        let mut writer = snapshots.begin(Bytes::new()).await.unwrap();
+        for chunk in [&b"one"[..], b"two"] {
+            writer.push(Bytes::from_static(chunk)).await.unwrap();
+        }
+        let file = writer.finish().await.unwrap();
+        snapshots.hold(&file).await.unwrap()
+    }
+
+    const MEMORY: Bytes = Bytes::from_static(b"memory");
+
+    #[tokio::test]
+    async fn the_previous_snapshot_is_read_as_far_as_it_is_asked_for() {
+        let runtime = Runtime::real();
+        let held = held(&runtime).await;
+        let asks = |times: usize| {
+            let mut steps = vec![Piece::Next(MEMORY)];
+            steps.extend(vec![Piece::Previous; times]);
+            script(steps)
+        };
+        for times in 0..=3 {
+            let mut walked = Walk::new(asks(times), Some(held.clone())).apart(&runtime.tasks, "walk");
+            let mut found = Vec::new();
+            while let Some(chunk) = walked.next().await.unwrap() {
+                found.push(chunk);
+            }
+            let all = [MEMORY, Bytes::from_static(b"one"), Bytes::from_static(b"two")];
+            assert_eq!(found, all[..=times.min(2)], "asked {times} times");
+        }
+        // More than there is.
+        let mut walk = Walk::new(asks(4), Some(held));
+        for _ in 0..3 {
+            walk.next().await.unwrap();
+        }
+        assert!(matches!(walk.next().await, Err(Error::Snapshot(_))));
+    }
+
+    #[tokio::test]
+    async fn without_a_previous_snapshot_none_is_given() {
+        let mut walk = Walk::new(script(vec![Piece::Next(MEMORY), Piece::Previous]), None);
+        assert_eq!(walk.next().await.unwrap(), Some(MEMORY));
+        assert!(matches!(walk.next().await, Err(Error::Snapshot(_))));
+    }
+}

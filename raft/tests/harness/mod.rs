@@ -130,10 +130,7 @@ impl StateMachine for Recorder {
 struct Moment(Known);
 
 impl Moment {
-    fn walk<T: 'static>(&self, head: Option<T>, each: fn(u64, u64, u16) -> T) -> Box<dyn Pieces<T>>
-    where
-        T: Send,
-    {
+    fn walk<T: Send + 'static>(&self, head: Option<T>, each: fn(u64, u64, u16) -> T) -> Box<dyn Pieces<T>> {
         let Known { values, dropped, .. } = self.0.clone();
         Box::new(Merge { head, values, dropped, fed: 0, found: None, each })
     }
