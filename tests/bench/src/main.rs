@@ -6,8 +6,10 @@
 
 mod disk;
 mod floor;
+mod flushes;
 mod log;
 mod machine;
+mod peers;
 mod process;
 mod pushes;
 mod results;
@@ -31,6 +33,7 @@ use work::{Times, WORKS};
   cargo build --release -p kubemq-server -p kubemq-bench
   target/release/kubemq-bench table --write
   target/release/kubemq-bench table --only 'upstream stream, 64' --rounds 1
+  tests/bench/peers/install && target/release/kubemq-bench peers --write
   target/release/kubemq-bench push --list
   target/release/kubemq-bench push backlog-in-batches --scale 0.1
   target/release/kubemq-bench push --write
@@ -64,8 +67,20 @@ enum Command {
         /// Only rows whose name contains this
         #[arg(long, default_value = "", hide_default_value = true)]
         only: String,
-        /// Keep the table in its section of RESULTS.md beside the code
+        /// Keep the tables in their sections of RESULTS.md beside the code
+        #[arg(long, conflicts_with = "only")]
+        write: bool,
+    },
+    /// Measure other brokers beside this one; `table` does it, too, where they are installed
+    Peers {
+        /// The broker's program [default: `kubemq` beside this one]
         #[arg(long)]
+        broker: Option<PathBuf>,
+        /// Only works whose name contains this
+        #[arg(long, default_value = "", hide_default_value = true)]
+        only: String,
+        /// Keep the table in its section of RESULTS.md beside the code
+        #[arg(long, conflicts_with = "only")]
         write: bool,
     },
     /// Give a broker far more of something than is usual, below a ceiling of memory
@@ -133,12 +148,17 @@ async fn command(arguments: &Arguments, runtime: Runtime) -> anyhow::Result<()> 
         Command::Table { broker, only, write } => {
             let broker = broker.clone().map_or_else(beside_this_program, Ok)?;
             let plan = table::Plan { broker: &broker, directory, rounds, times, only };
-            let text = table::run(&plan, &runtime).await?;
-            output::line(&text)?;
-            if *write {
-                results::keep(&text)?;
+            show(&table::run(&plan, &runtime).await?, *write)?;
+            if !peers::are_installed() {
+                output::note(format_args!("other brokers are not installed: run tests/bench/peers/install"));
+                return Ok(());
             }
-            Ok(())
+            show(&peers::run(&plan, &runtime).await?, *write)
+        }
+        Command::Peers { broker, only, write } => {
+            let broker = broker.clone().map_or_else(beside_this_program, Ok)?;
+            let plan = table::Plan { broker: &broker, directory, rounds, times, only };
+            show(&peers::run(&plan, &runtime).await?, *write)
         }
         Command::Push { list: true, .. } => pushes::list(),
         Command::Push { names, list: _, scale, minutes, broker, write } => {
@@ -162,6 +182,12 @@ async fn command(arguments: &Arguments, runtime: Runtime) -> anyhow::Result<()> 
     }
 }
 
+/// Prints a section of the results, and keeps it when that is wanted.
+fn show(section: &str, write: bool) -> anyhow::Result<()> {
+    output::line(section)?;
+    if write { results::keep(section) } else { Ok(()) }
+}
+
 async fn sync_floor(directory: &Path, size: usize, times: Times, runtime: &Runtime) -> anyhow::Result<()> {
     let latencies = disk::synced_appends(directory, &runtime.clock, size, times.duration).await?;
     output::line(format_args!(
@@ -177,7 +203,7 @@ async fn floors(directory: &Path, rounds: usize, times: Times, runtime: &Runtime
         let mut samples = Vec::new();
         for _ in 0..rounds {
             let server = process::Server::floor(&runtime.clock)?;
-            samples.push(work.measure(&server, times, runtime).await?);
+            samples.push(work.measure(&server, directory, times, runtime).await?);
         }
         output::line(format_args!("{}: {}", work.name, table::figures(&table::middle(&samples))))?;
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use kubemq_runtime::Clock;
+use kubemq_tests::http::http_get;
 use tempfile::TempDir;
 
 /// A server that runs.
@@ -31,11 +32,13 @@ impl Server {
         Self::start(command, None, clock)
     }
 
-    /// Starts the broker with an empty data directory below `directory`.
-    pub(crate) fn broker(program: &Path, directory: &Path, clock: &Clock) -> anyhow::Result<Self> {
+    /// Starts the broker with an empty data directory below `directory`; `durability` is `group` or `interval`.
+    pub(crate) fn broker(program: &Path, directory: &Path, durability: &str, clock: &Clock) -> anyhow::Result<Self> {
         let data = TempDir::new_in(directory).context("could not make a data directory")?;
         let directory = data.path().join("data");
-        Self::start(serving(Command::new(program), &directory), Some(data), clock)
+        let mut command = serving(Command::new(program), &directory);
+        command.env("KUBEMQ_DURABILITY", durability);
+        Self::start(command, Some(data), clock)
     }
 
     /// Runs `command`, which says when it is ready, and keeps `data` until it has ended.
@@ -64,6 +67,13 @@ impl Server {
     /// The number of the process.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Returns the sum of a metric over all its labels, 0 where there is no such metric.
+    pub(crate) fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let (_, text) = http_get(&self.http, "/metrics").context("could not read the metrics")?;
+        let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
     }
 
     /// Returns whether it has ended by itself.

@@ -1,13 +1,16 @@
 //! The loads that are measured, on the floor and on the broker, by the same client.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use kubemq_runtime::Runtime;
-use kubemq_server::cli::bench::{Load, Mode};
+use kubemq_server::cli::bench::process::resident_bytes;
+use kubemq_server::cli::bench::{Load, Mode, Progress};
 use kubemq_server::cli::client::Token;
 
 use crate::floor::KEPT;
+use crate::flushes;
 use crate::process::Server;
 
 /// Bytes of a body, unless the work says otherwise.
@@ -33,50 +36,115 @@ pub(crate) struct Work {
     pub(crate) target: Target,
 }
 
-/// What must be reached, beside the floors of the same run.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Target {
+/// What must be reached: all that is said. Shares are of the floor of the same run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Target {
+    /// Messages per second.
+    pub(crate) rate: Option<f64>,
+    /// A share of the floor's rate.
+    pub(crate) of_floor: Option<f64>,
+    /// The median latency.
+    pub(crate) p50_us: Option<f64>,
+    /// The 99th percentile of the latencies.
+    pub(crate) p99_us: Option<f64>,
     /// The median latency: that of an fdatasync, of the floor's round trip, and this many microseconds.
-    Latency { more_us: f64 },
-    /// A share of the floor's rate, and possibly a bound of the 99th percentile.
-    Share { of_floor: f64, p99_us: Option<f64> },
-    /// A rate, whatever the floor is.
-    Rate { least: f64 },
-    /// Shown, not judged.
-    None,
+    pub(crate) over_floors_us: Option<f64>,
+    /// Messages per fdatasync of the broker's log.
+    pub(crate) per_sync: Option<f64>,
+    /// A share of the rate of the row before, whose flushes per second differ by this share at most.
+    pub(crate) of_row_before: Option<(f64, f64)>,
 }
 
+/// Shown, not judged.
+const NONE: Target = Target {
+    rate: None,
+    of_floor: None,
+    p50_us: None,
+    p99_us: None,
+    over_floors_us: None,
+    per_sync: None,
+    of_row_before: None,
+};
+
 /// The rows of the issues, and some that show how the engine scales.
-pub(crate) const WORKS: [Work; 14] = [
-    work("one synchronous sender", Mode::Upstream, 1, Target::Latency { more_us: 40.0 }),
-    work("upstream stream, 64 in flight", Mode::Upstream, 64, Target::Share { of_floor: 0.2, p99_us: Some(1700.0) }),
-    work("upstream stream, 1024 in flight", Mode::Upstream, 1024, Target::Share { of_floor: 0.3, p99_us: None }),
-    work("publish + get + ack, 1024 in flight", Mode::EndToEnd, 1024, Target::Share { of_floor: 0.3, p99_us: None }),
-    work("unary send, 64 in flight", Mode::Unary, 64, Target::Share { of_floor: 0.65, p99_us: None }),
-    work("publish + get + ack, 64 in flight", Mode::EndToEnd, 64, Target::None),
-    Work { channels: 16, ..work("upstream stream, 1024, 16 channels", Mode::Upstream, 1024, Target::None) },
+pub(crate) const WORKS: [Work; 16] = [
+    work(
+        "one synchronous sender",
+        Mode::Upstream,
+        1,
+        Target { p50_us: Some(180.0), over_floors_us: Some(40.0), ..NONE },
+    ),
+    work(
+        "upstream stream, 64 in flight",
+        Mode::Upstream,
+        64,
+        Target { rate: Some(80_000.0), of_floor: Some(0.2), p99_us: Some(1700.0), ..NONE },
+    ),
+    work(
+        "upstream stream, 1024 in flight",
+        Mode::Upstream,
+        1024,
+        Target { rate: Some(250_000.0), of_floor: Some(0.3), per_sync: Some(500.0), ..NONE },
+    ),
+    Work {
+        channels: 10_000,
+        ..work(
+            "upstream stream, 1024, 10,000 channels",
+            Mode::Upstream,
+            1024,
+            Target { of_row_before: Some((0.8, 0.2)), ..NONE },
+        )
+    },
+    Work {
+        channels: 16,
+        ..work("upstream stream, 1024, 16 channels", Mode::Upstream, 1024, Target { rate: Some(250_000.0), ..NONE })
+    },
+    work("publish + get + ack, 64 in flight", Mode::EndToEnd, 64, Target { rate: Some(60_000.0), ..NONE }),
+    work(
+        "publish + get + ack, 1024 in flight",
+        Mode::EndToEnd,
+        1024,
+        Target { rate: Some(120_000.0), of_floor: Some(0.3), ..NONE },
+    ),
     Work {
         channels: 16,
         connections: 4,
-        ..work("publish + get + ack, 1024, 16 channels, 4 connections", Mode::EndToEnd, 1024, Target::None)
+        ..work(
+            "publish + get + ack, 64, 16 channels, 4 connections",
+            Mode::EndToEnd,
+            64,
+            Target { rate: Some(60_000.0), ..NONE },
+        )
     },
-    work("events-store publish, 1024 in flight", Mode::EventsStore, 1024, Target::Rate { least: 200_000.0 }),
+    Work {
+        channels: 16,
+        connections: 4,
+        ..work(
+            "publish + get + ack, 1024, 16 channels, 4 connections",
+            Mode::EndToEnd,
+            1024,
+            Target { rate: Some(120_000.0), ..NONE },
+        )
+    },
+    work("unary send, 64 in flight", Mode::Unary, 64, share(0.65)),
+    work("events-store publish, 1024 in flight", Mode::EventsStore, 1024, Target { rate: Some(200_000.0), ..NONE }),
     work("events-store replay", Mode::Replay, 1, share(0.65)),
-    Work { body: 128, ..work("events 1→1, 4096 in flight, 128 B", Mode::Events, 4096, share(0.5)) },
+    Work { body: 128, ..work("events 1→1, 4096 in flight, 128 B", Mode::Events, 4096, share(0.6)) },
     Work {
         body: 128,
         receivers: 8,
         ..work("events 1→8, deliveries, 8192 in flight, 128 B", Mode::Events, 8192, share(0.6))
     },
-    Work { body: 256, ..work("commands, 150 concurrent, 256 B", Mode::Commands, 150, share(0.9)) },
+    Work { body: 256, ..work("commands, 150 concurrent, 256 B", Mode::Commands, 150, share(0.95)) },
     Work { body: 256, ..work("commands, one after another, 256 B", Mode::Commands, 1, share(0.85)) },
 ];
 
 const fn share(of_floor: f64) -> Target {
-    Target::Share { of_floor, p99_us: None }
+    Target { of_floor: Some(of_floor), ..NONE }
 }
 
-const fn work(name: &'static str, mode: Mode, in_flight: u64, target: Target) -> Work {
+/// Returns a work on one channel and one connection.
+pub(crate) const fn work(name: &'static str, mode: Mode, in_flight: u64, target: Target) -> Work {
     Work { name, mode, in_flight, channels: 1, connections: 1, receivers: 1, body: BODY, target }
 }
 
@@ -100,11 +168,55 @@ pub(crate) struct Sample {
     pub(crate) server_us: f64,
     /// Bytes that the server had written to the disk per byte of the bodies.
     pub(crate) amplification: f64,
+    /// Memory that the server had resident at the end.
+    pub(crate) resident_bytes: f64,
+    /// Flushes of the broker's log per second; not a number for others.
+    pub(crate) syncs: f64,
+    /// Flushes of the disk per second, whoever caused them.
+    pub(crate) flushes: f64,
+}
+
+/// What is counted beside a load, from the end of its warm-up to its last look.
+#[derive(Default)]
+struct Counted {
+    first: Option<Counts>,
+    last: Option<Counts>,
+}
+
+#[derive(Clone, Copy)]
+struct Counts {
+    at: Duration,
+    syncs: Option<f64>,
+    flushes: Option<f64>,
+}
+
+impl Counted {
+    fn look(&mut self, progress: &Progress, server: &Server, directory: &Path) {
+        #[expect(clippy::cast_precision_loss, reason = "a disk has completed far fewer than 2^52 flushes")]
+        let flushes = flushes::completed(directory).map(|count| count as f64);
+        let counts = Counts { at: progress.elapsed, syncs: server.metric("kubemq_log_fdatasync_total").ok(), flushes };
+        // The look that ends the warm-up is the last one of it.
+        if progress.warming_up { self.first = Some(counts) } else { self.last = Some(counts) }
+    }
+
+    /// Returns how much one of the counts rose per second, or not a number.
+    fn per_second(&self, of: fn(&Counts) -> Option<f64>) -> f64 {
+        let (Some(first), Some(last)) = (self.first, self.last) else { return f64::NAN };
+        let rise = of(&last).zip(of(&first)).map(|(last, first)| last - first);
+        rise.unwrap_or(f64::NAN) / (last.at - first.at).as_secs_f64()
+    }
 }
 
 impl Work {
     /// Measures this load at `server`. A message that is refused or lost makes the measurement void.
-    pub(crate) async fn measure(&self, server: &Server, times: Times, runtime: &Runtime) -> anyhow::Result<Sample> {
+    /// The disk under `directory` is watched meanwhile.
+    pub(crate) async fn measure(
+        &self,
+        server: &Server,
+        directory: &Path,
+        times: Times,
+        runtime: &Runtime,
+    ) -> anyhow::Result<Sample> {
         let load = Load {
             address: server.address.clone(),
             token: Token::default(),
@@ -125,7 +237,9 @@ impl Work {
             warm_up: times.warm_up,
             broker_process: Some(server.id()),
         };
-        let report = load.run(runtime, |_| {}).await.map_err(|failure| anyhow!("{}: {failure}", self.name))?;
+        let mut counted = Counted::default();
+        let look = |progress: &Progress| counted.look(progress, server, directory);
+        let report = load.run(runtime, look).await.map_err(|failure| anyhow!("{}: {failure}", self.name))?;
         if report.refused > 0 || report.unanswered > 0 {
             bail!("{}: {} refused, {} unanswered", self.name, report.refused, report.unanswered);
         }
@@ -139,6 +253,10 @@ impl Work {
             client_us: 1e6 * per_message(report.client_cpu_seconds),
             server_us: 1e6 * per_message(report.broker_cpu_seconds),
             amplification: per_message(written) / f64::from(self.body),
+            #[expect(clippy::cast_precision_loss, reason = "a process has far fewer than 2^52 bytes")]
+            resident_bytes: resident_bytes(Some(server.id())).map_or(f64::NAN, |bytes| bytes as f64),
+            syncs: counted.per_second(|counts| counts.syncs),
+            flushes: counted.per_second(|counts| counts.flushes),
         })
     }
 }

@@ -11,7 +11,6 @@ use kubemq_server::cli::bench::process::{peak_resident_bytes, resident_bytes};
 use kubemq_server::cli::bench::{Load, Mode, Report, grouped};
 use kubemq_server::cli::client::Token;
 use kubemq_server::cli::output::note;
-use kubemq_tests::http::http_get;
 use tempfile::TempDir;
 
 use super::cgroup::Cgroup;
@@ -184,9 +183,7 @@ impl Stage {
 
     /// Returns the sum of a metric over all its labels, 0 where there is no such metric.
     pub(crate) fn metric(&self, name: &str) -> anyhow::Result<f64> {
-        let (_, text) = http_get(&self.server()?.http, "/metrics").context("could not read the metrics")?;
-        let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
-        Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+        self.server()?.metric(name)
     }
 
     /// Waits until `holds` says so of the broker, at most for `longest`; returns whether it did.
