@@ -21,9 +21,10 @@ use crate::types::Proposal;
 
 /// Entries that are proposed and not yet committed.
 const IN_FLIGHT: usize = 2;
-/// Operations that wait or are in flight.
+/// Operations that wait for an entry.
 const MOST_OPERATIONS: usize = 16 * 1024;
-/// Bytes that wait or are in flight, unless a single batch has more.
+/// Bytes that wait for an entry, unless a single batch has more. What is in flight is bounded by itself, and who sends
+/// may know that it was committed before this does.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of a single operation.
 const MOST_OPERATION_BYTES: usize = 1 << 30;
@@ -66,9 +67,6 @@ struct Waiting {
 
 struct State {
     queue: VecDeque<Waiting>,
-    /// Operations and bytes that wait or are in flight.
-    operations: usize,
-    bytes: usize,
     in_flight: usize,
     /// Somebody hands an entry over at this moment.
     proposing: bool,
@@ -117,8 +115,6 @@ impl Batcher {
     pub(crate) fn new(proposer: Box<dyn Proposer>, time: ClusterTime, runtime: Runtime) -> Self {
         let state = State {
             queue: VecDeque::new(),
-            operations: 0,
-            bytes: 0,
             in_flight: 0,
             proposing: false,
             pausing: false,
@@ -142,12 +138,11 @@ impl Batcher {
             if state.stopped {
                 return Err(Refused::Stopped);
             }
-            let full = state.operations + count > MOST_OPERATIONS || state.bytes + bytes > MOST_BYTES;
-            if full && state.operations > 0 {
+            let (waiting, waiting_bytes) = state.waiting();
+            let full = waiting + count > MOST_OPERATIONS || waiting_bytes + bytes > MOST_BYTES;
+            if full && waiting > 0 {
                 return Err(Refused::Overloaded);
             }
-            state.operations += count;
-            state.bytes += bytes;
             let place = state.next_place;
             state.next_place += 1;
             state.queue.push_back(Waiting { batch, bytes, deadline, refused, place });
@@ -172,15 +167,9 @@ impl Batcher {
         }
     }
 
-    /// Returns how many operations and bytes wait or are in flight.
-    pub(crate) fn load(&self) -> (usize, usize) {
-        let state = self.0.state.lock();
-        (state.operations, state.bytes)
-    }
-
     /// Returns how many operations wait and their bytes, each with its bound.
     pub(crate) fn fill(&self) -> [(usize, usize); 2] {
-        let (operations, bytes) = self.load();
+        let (operations, bytes) = self.0.state.lock().waiting();
         [(operations, MOST_OPERATIONS), (bytes, MOST_BYTES)]
     }
 
@@ -189,7 +178,7 @@ impl Batcher {
         let queue = {
             let mut state = self.0.state.lock();
             state.stopped = true;
-            state.forget_queue()
+            std::mem::take(&mut state.queue)
         };
         for waiting in queue {
             (waiting.refused)(Refused::Stopped);
@@ -245,11 +234,7 @@ impl Batcher {
             Outcome::Unknown => Some(Refused::Unknown),
             Outcome::Stopped => Some(Refused::Stopped),
         };
-        {
-            let mut state = self.0.state.lock();
-            state.in_flight -= 1;
-            state.forget(&entry);
-        }
+        self.0.state.lock().in_flight -= 1;
         if let Some(refusal) = refusal {
             for waiting in entry {
                 (waiting.refused)(refusal);
@@ -269,12 +254,11 @@ impl Batcher {
         let (starts, stopped) = {
             let mut state = self.0.state.lock();
             state.in_flight -= 1;
-            state.forget(&late);
             for waiting in kept {
                 let at = state.queue.partition_point(|other| other.place < waiting.place);
                 state.queue.insert(at, waiting);
             }
-            let stopped = if state.stopped { state.forget_queue() } else { VecDeque::new() };
+            let stopped = if state.stopped { std::mem::take(&mut state.queue) } else { VecDeque::new() };
             (!std::mem::replace(&mut state.pausing, true), stopped)
         };
         for waiting in late {
@@ -296,6 +280,14 @@ impl Batcher {
 }
 
 impl State {
+    /// Returns how many operations wait for an entry, and their bytes. The senders have few batches under way each.
+    fn waiting(&self) -> (usize, usize) {
+        let sum = |(operations, bytes), waiting: &Waiting| {
+            (operations + waiting.batch.operations.len(), bytes + waiting.bytes)
+        };
+        self.queue.iter().fold((0, 0), sum)
+    }
+
     /// Takes the batches of the next entry.
     fn take(&mut self) -> Vec<Waiting> {
         let (mut operations, mut bytes, mut count) = (0, 0, 0);
@@ -308,22 +300,6 @@ impl State {
             count += 1;
         }
         self.queue.drain(..count).collect()
-    }
-
-    fn forget(&mut self, batches: &[Waiting]) {
-        for waiting in batches {
-            self.operations -= waiting.batch.operations.len();
-            self.bytes -= waiting.bytes;
-        }
-    }
-
-    fn forget_queue(&mut self) -> VecDeque<Waiting> {
-        let queue = std::mem::take(&mut self.queue);
-        for waiting in &queue {
-            self.operations -= waiting.batch.operations.len();
-            self.bytes -= waiting.bytes;
-        }
-        queue
     }
 }
 

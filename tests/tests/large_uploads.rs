@@ -45,3 +45,25 @@ async fn many_large_uploads_at_once_take_their_budget_and_leave_the_way_to_other
         }
     }
 }
+
+#[tokio::test]
+async fn messages_larger_than_what_may_be_unconfirmed_are_all_stored() {
+    const UPLOADS: usize = 8;
+    // Two of them are more than may be under way; each is confirmed before the next one goes.
+    const SIZE: usize = 40 * MIB;
+    let server = Server::start().await;
+    let body = Bytes::from(vec![7; SIZE]);
+    let uploads: FuturesUnordered<_> = (0..UPLOADS)
+        .map(|_| async {
+            let client = Client::connect(&server.grpc()).await;
+            client.send(message("large", body.clone())).await
+        })
+        .collect();
+    let refused: Vec<_> =
+        uploads.map(|sent| sent.error).filter(|error| std::future::ready(!error.is_empty())).collect().await;
+    assert_eq!(refused, Vec::<String>::new());
+    let client = Client::connect(&server.grpc()).await;
+    for _ in 0..UPLOADS {
+        assert_eq!(client.take("large", 1).await[0].body.len(), SIZE);
+    }
+}

@@ -28,6 +28,8 @@ use crate::metrics::Latency;
 /// Batches sent and not confirmed, at most. The leader is in this process, so a deeper window only makes
 /// smaller batches.
 const WINDOW: usize = 2;
+/// Bytes sent and not confirmed, unless a single batch has more.
+const UNCONFIRMED_BYTES: usize = 64 * 1024 * 1024;
 /// How long a batch may wait for the lease of a new leader.
 const GIVE_UP: Duration = Duration::from_secs(10);
 /// Bytes that wait for a batch before publishers are asked to wait.
@@ -76,6 +78,7 @@ struct Submission {
 
 struct Unconfirmed {
     number: u64,
+    bytes: usize,
     sent: Instant,
     /// Number of operations and the one who waits for them, in the order of the batch.
     waiting: Vec<(usize, oneshot::Sender<Answer>)>,
@@ -218,7 +221,7 @@ impl Outbox {
                 let mut inner = self.inner.lock();
                 // One hands over at a time, so that batches arrive in the order of their numbers. The lock is
                 // not held meanwhile: a refusal may come back on the spot.
-                if inner.handing_over || inner.unconfirmed.len() >= WINDOW {
+                if inner.handing_over || !inner.has_window() {
                     return;
                 }
                 let was_full = inner.is_full();
@@ -308,6 +311,14 @@ impl Inner {
         self.pending_bytes >= PENDING_BYTES || self.pending_operations >= PENDING_OPERATIONS
     }
 
+    /// Returns whether the next batch may go beside those that are not confirmed.
+    fn has_window(&self) -> bool {
+        let under_way: usize = self.unconfirmed.iter().map(|batch| batch.bytes).sum();
+        let next = self.pending.front().map_or(0, |next| next.bytes);
+        self.unconfirmed.is_empty()
+            || self.unconfirmed.len() < WINDOW && under_way + next.max(MAX_BYTES) <= UNCONFIRMED_BYTES
+    }
+
     fn is_idle(&self) -> bool {
         self.pending.is_empty() && self.unconfirmed.is_empty()
     }
@@ -338,7 +349,7 @@ impl Inner {
         self.pending_bytes -= bytes;
         let number = self.next_number;
         self.next_number += 1;
-        self.unconfirmed.push_back(Unconfirmed { number, sent: now, waiting });
+        self.unconfirmed.push_back(Unconfirmed { number, bytes, sent: now, waiting });
         Some(Batch { origin: Origin { node, epoch }, number, operations })
     }
 }
