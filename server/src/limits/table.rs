@@ -269,6 +269,14 @@ pub static LIMITS: &[Limit] = &[
         ("server/src/gateway/outbox/tests.rs", "who_publishes_waits_for_room"),
     ),
     fixed(
+        ("server/src/gateway/outbox.rs", "UNCONFIRMED_BYTES"),
+        "64 MiB",
+        "bytes of these, or one batch",
+        "the next one waits",
+        "kubemq_commit_seconds",
+        ("server/src/gateway/outbox/tests.rs", "large_batches_go_one_after_another"),
+    ),
+    fixed(
         ("server/src/gateway/outbox.rs", "GIVE_UP"),
         "10 s",
         "wait of a batch for the lease of a new leader",
@@ -287,7 +295,7 @@ pub static LIMITS: &[Limit] = &[
     fixed(
         ("raft/src/batcher.rs", "MOST_OPERATIONS"),
         "16,384",
-        "operations that wait at the leader for their commit",
+        "operations that wait at the leader for an entry",
         "the batch is refused and submitted again",
         "kubemq_buffer_used{buffer=\"batcher_operations\"}",
         ("raft/src/batcher/tests.rs", "too_much_is_refused_and_what_was_taken_goes_on"),

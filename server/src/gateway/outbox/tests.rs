@@ -39,3 +39,20 @@ async fn who_publishes_waits_for_room() {
     }
     node.stop().await;
 }
+
+/// Two of them at the same time would be more than the leader has room for.
+#[tokio::test]
+async fn large_batches_go_one_after_another() {
+    let node = start(&MemoryDisk::default()).await;
+    node.ready().await;
+    let (clock, outbox) = (&node.gateway().runtime().clock, &node.gateway().0.outbox);
+    for size in [40 << 20, UNCONFIRMED_BYTES + 1] {
+        let submitted: Vec<_> = (0..4).map(|_| outbox.submit(vec![publish(size)], None)).collect();
+        assert_eq!(outbox.inner.lock().unconfirmed.len(), 1, "of {size} bytes");
+        for submitted in submitted {
+            let outcomes = clock.timeout(SOON, submitted).await.unwrap().unwrap();
+            assert!(matches!(outcomes[..], [Outcome::Stored { .. }]), "{outcomes:?}");
+        }
+    }
+    node.stop().await;
+}

@@ -11,6 +11,9 @@ use super::traffic;
 /// Bytes of a segment, as configured unless said otherwise.
 const SEGMENT: u64 = 64 * MIB;
 
+/// Bytes that the index and two snapshots may take besides the log.
+const BESIDE: u64 = 4 * MIB;
+
 /// How long the disk may take to come back: a snapshot is written a minute after the last write, and frees it.
 const RECLAIMED: Duration = Duration::from_secs(240);
 
@@ -65,10 +68,10 @@ pub(super) async fn unread_beside_busy(stage: &mut Stage) -> anyhow::Result<()> 
 
 /// Waits for the disk that `kept` messages of so many bytes may keep, and receives them after a restart.
 async fn left_over(stage: &mut Stage, channel: &str, kept: u64, size: u64) -> anyhow::Result<()> {
-    let bound = 4 * kept * size + 2 * SEGMENT;
+    let bound = 4 * kept * size + 2 * SEGMENT + BESIDE;
     stage.until(RECLAIMED, |stage| Ok(stage.disk() <= bound)).await?;
     let disk = stage.disk();
-    let demand = format!("disk ≤ 4 × living + 2 segments = {}", mebibytes(bound));
+    let demand = format!("disk ≤ 4 × living + 2 segments + 4 MiB of index and snapshots = {}", mebibytes(bound));
     stage.demand(demand, mebibytes(disk), disk <= bound);
     stage.kill_and_restart(Some(channel)).await?;
     let received = traffic::drain(stage.address()?, channel, kept - 1, |_| Ok(())).await?;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::future;
 use kubemq_server::cli::bench::{Load, Mode, Report, time};
+use kubemq_server::cli::output::note;
 
 use super::stage::{MIB, Stage, mebibytes};
 
@@ -24,7 +25,13 @@ pub(super) async fn all_patterns(stage: &mut Stage) -> anyhow::Result<()> {
     let end = begin + stage.plan.soak;
     let mut slices = Vec::new();
     while stage.runtime.clock.now() < end || slices.len() < 3 {
-        slices.push(slice(stage).await?);
+        let slice = slice(stage).await?;
+        let [resident, disk] = [slice.resident, slice.disk].map(mebibytes);
+        note(format_args!(
+            "  {:>4.0} s  RSS {resident}  disk {disk}",
+            stage.runtime.clock.now().since(begin).as_secs_f64()
+        ));
+        slices.push(slice);
     }
     let time = stage.runtime.clock.now().since(begin);
     stage.pushed(PATTERNS.map(|(mode, rate)| format!("{} {rate}/s", mode.name())).join(", "), time);
@@ -60,7 +67,7 @@ async fn slice(stage: &Stage) -> anyhow::Result<Slice> {
         anyhow::Ok(Load { rate: Some(f64::from(rate)), duration: SLICE, ..stage.load(mode, mode.name())? })
     });
     let loads: Vec<Load> = loads.into_iter().collect::<anyhow::Result<_>>()?;
-    let reports = future::try_join_all(loads.iter().map(|load| stage.run(load))).await?;
+    let reports = future::try_join_all(loads.iter().map(|load| stage.run_showing(load, |_| {}))).await?;
     let p99 = |report: &Report| report.latency.p99_us;
     Ok(Slice { resident: stage.resident()?, disk: stage.disk(), p99: reports.iter().map(p99).collect() })
 }

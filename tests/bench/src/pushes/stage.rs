@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use kubemq_runtime::{Instant, Runtime};
 use kubemq_server::cli::bench::process::{peak_resident_bytes, resident_bytes};
-use kubemq_server::cli::bench::{Load, Mode, Report, grouped};
+use kubemq_server::cli::bench::{Load, Mode, Progress, Report, grouped, grouped_rate};
 use kubemq_server::cli::client::Token;
 use kubemq_server::cli::output::note;
 use tempfile::TempDir;
@@ -155,15 +155,20 @@ impl Stage {
     pub(crate) async fn run(&self, load: &Load) -> anyhow::Result<Report> {
         let process = Some(self.server()?.id());
         let mut seconds = 0;
-        let report = load.run(&self.runtime, |progress| {
+        let show = |progress: &Progress| {
             seconds += 1;
             if seconds % 10 == 0 {
-                let rate = grouped(progress.rate as u64);
+                let rate = grouped_rate(progress.rate);
                 let resident = mebibytes(resident_bytes(process).unwrap_or(0));
                 note(format_args!("  {:>4.0} s  {rate:>9} msg/s  RSS {resident}", progress.elapsed.as_secs_f64()));
             }
-        });
-        let report = report.await.map_err(|failure| anyhow!("{failure}"))?;
+        };
+        self.run_showing(load, show).await
+    }
+
+    /// As [`Stage::run`], and shows with `show` how it goes.
+    pub(crate) async fn run_showing(&self, load: &Load, show: impl FnMut(&Progress)) -> anyhow::Result<Report> {
+        let report = load.run(&self.runtime, show).await.map_err(|failure| anyhow!("{failure}"))?;
         if report.refused > 0 || report.unanswered > 0 {
             let reason = report.first_refusal.unwrap_or_default();
             bail!("{} refused, {} unanswered {reason}", report.refused, report.unanswered);
