@@ -20,6 +20,7 @@ pub mod network;
 pub mod node;
 mod options;
 mod reclaim;
+mod restore;
 mod snapshot;
 mod snapshot_file;
 mod state_machine;

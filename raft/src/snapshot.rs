@@ -19,12 +19,13 @@ use kubemq_storage::log::{Body, Log};
 use kubemq_storage::snapshot::{SnapshotWriter, Snapshots};
 use parking_lot::Mutex;
 
-use crate::error::{Error, PeerError};
+use crate::error::PeerError;
 use crate::machine::{Lease, Meta, Moment};
 use crate::network::frame::{Kind, Reader, Writer};
 use crate::network::{Channel, Frame, Peer, Peers, Replies};
 use crate::state_machine::Living;
 use crate::types::{self, Malformed, Vote};
+use crate::walk::Apart;
 
 /// Bytes of state or bodies in one frame, unless it is a single piece.
 const FRAME_BYTES: usize = 1 << 20;
@@ -84,6 +85,23 @@ impl Link {
         sent.map_err(|_| PeerError::Network("the peer ended the transfer".to_owned()))
     }
 
+    /// Returns what a walk came to next. It may read for long without coming to anything; the receiver sees that this
+    /// node is at work.
+    async fn walked<T>(&mut self, walk: &mut Apart<T>) -> Result<Option<T>, PeerError> {
+        loop {
+            match self.clock.timeout(self.stall / 4, walk.next()).await {
+                Ok(next) => {
+                    return next.map_err(|error| {
+                        tracing::error!(error = %chain(&error), "the state cannot be sent");
+                        PeerError::Refused("the state cannot be read".to_owned())
+                    });
+                }
+                // No pieces of state.
+                Err(Elapsed) => self.send(Writer::new(Kind::SnapshotState).finish()).await?,
+            }
+        }
+    }
+
     /// Returns the next answer that is more than a sign of life.
     async fn reply(&mut self) -> Result<Frame, PeerError> {
         loop {
@@ -111,7 +129,7 @@ impl Sender {
         link.send(Writer::new(Kind::SnapshotBegin).vote(vote).bytes(&moment.meta.encode()).finish()).await?;
         let mut frames = StateFrames::new(Kind::SnapshotState);
         let mut chunks = moment.chunks().apart(&self.tasks, "snapshot-send");
-        while let Some(chunk) = chunks.next().await.map_err(|error| unreadable(&error))? {
+        while let Some(chunk) = link.walked(&mut chunks).await? {
             if let Some(frame) = frames.push(chunk) {
                 link.send(frame).await?;
             }
@@ -122,7 +140,7 @@ impl Sender {
         let mut living = moment.living().apart(&self.tasks, "snapshot-living");
         drop(moment);
         let mut ranges = Vec::new();
-        while let Some(more) = living.next().await.map_err(|error| unreadable(&error))? {
+        while let Some(more) = link.walked(&mut living).await? {
             ranges.extend(more);
             if ranges.len() >= FRAME_RANGES {
                 self.send_living(&mut link, std::mem::take(&mut ranges)).await?;
@@ -388,11 +406,6 @@ impl Receiver {
 
 async fn send(replies: &mpsc::Sender<Result<Frame, PeerError>>, frame: Frame) -> Result<(), PeerError> {
     replies.send(Ok(frame)).await.map_err(|_| PeerError::Network("the sender ended the transfer".to_owned()))
-}
-
-fn unreadable(error: &Error) -> PeerError {
-    tracing::error!(error = %chain(error), "the state cannot be sent");
-    PeerError::Refused("the state cannot be read".to_owned())
 }
 
 fn refused(error: &kubemq_storage::Error) -> PeerError {

@@ -10,8 +10,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use kubemq_raft::network::{Call, Channel, Frame, Replies};
 use kubemq_raft::{
-    Batch, Committed, Envelope, Living, Member, Node, Origin, PeerError, Piece, Pieces, Refused, RestoreError,
-    Restoring, SnapshotSource, StateMachine,
+    Batch, Committed, Envelope, Member, Node, Origin, PeerError, Refused, RestoreError, SnapshotSource, StateMachine,
 };
 use kubemq_runtime::sync::oneshot;
 use kubemq_runtime::{OnFailure, Random};
@@ -20,6 +19,7 @@ use kubemq_storage::log::Log;
 use kubemq_storage::snapshot::Snapshots;
 use parking_lot::Mutex;
 
+use self::record::{LIVING, Picture, Reading, Record, Write};
 use crate::cluster::{Boot, Cluster, Program, SETTLING};
 use crate::faults::{settle, torment};
 use crate::network::{Endpoint, address};
@@ -27,36 +27,12 @@ use crate::openraft_runtime::SimRuntime;
 use crate::run::{Asked, Ended, Plant};
 use crate::world::{Fingerprint, Simulation, World};
 
+mod record;
+
 const NODES: usize = 3;
 const CLIENTS: u64 = 4;
-/// Writes whose bodies stay referred to.
-const LIVING: usize = 300;
-
-/// One write as it was applied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Write {
-    number: u64,
-    entry: u64,
-    part: u16,
-    print: u64,
-}
-
-/// What a machine holds.
-#[derive(Clone, Default)]
-struct Record {
-    last: u64,
-    writes: Vec<Write>,
-    digest: Fingerprint,
-}
-
-impl Record {
-    fn push(&mut self, write: Write) {
-        for word in [write.number, write.entry, u64::from(write.part), write.print] {
-            self.digest.word(word);
-        }
-        self.writes.push(write);
-    }
-}
+/// With so many writes that stand in no durable snapshot the machine wants one.
+const WANTED: usize = 400;
 
 /// What all nodes have applied, and who waits for it.
 #[derive(Default)]
@@ -145,23 +121,6 @@ fn in_hash_order(writes: Vec<Write>) -> Vec<Write> {
     map.into_values().collect()
 }
 
-/// What was read of a snapshot.
-#[derive(Default)]
-struct Reading(Record);
-
-impl Restoring for Reading {
-    fn push(&mut self, mut chunk: Bytes) -> Result<(), RestoreError> {
-        let short = |_| RestoreError("a chunk ends too early".to_owned());
-        self.0.last = chunk.try_get_u64_le().map_err(short)?;
-        while chunk.has_remaining() {
-            let (number, entry) = (chunk.try_get_u64_le().map_err(short)?, chunk.try_get_u64_le().map_err(short)?);
-            let (part, print) = (chunk.try_get_u16_le().map_err(short)?, chunk.try_get_u64_le().map_err(short)?);
-            self.0.push(Write { number, entry, part, print });
-        }
-        Ok(())
-    }
-}
-
 impl StateMachine for Recorder {
     type Restoring = Reading;
 
@@ -175,7 +134,9 @@ impl StateMachine for Recorder {
     }
 
     fn snapshot(&mut self) -> Box<dyn SnapshotSource> {
-        Box::new(Picture(self.record.lock().clone()))
+        let record = self.record.lock();
+        let writes = record.writes.get(record.durable..).unwrap_or_default().to_vec();
+        Box::new(Picture { last: record.last, durable: record.durable, writes })
     }
 
     fn restoring(&self) -> Reading {
@@ -185,59 +146,23 @@ impl StateMachine for Recorder {
     fn restore(&mut self, Reading(record): Reading) -> Result<(), RestoreError> {
         self.world.trace(self.place.node, format_args!("restore {} {:x}", record.last, record.digest.value()));
         self.ledger.lock().restored += 1;
-        *self.record.lock() = record;
+        let durable = record.writes.len();
+        *self.record.lock() = Record { durable, ..record };
         Ok(())
     }
 
-    fn snapshot_is_durable(&mut self, _: u64) {}
+    fn snapshot_is_durable(&mut self, index: u64) {
+        let mut record = self.record.lock();
+        record.durable = record.writes.partition_point(|write| write.entry <= index);
+    }
 
     fn wants_snapshot(&self) -> bool {
-        false
+        let record = self.record.lock();
+        record.writes.len() - record.durable >= WANTED
     }
 
     fn digest(&self) -> u64 {
         self.record.lock().digest.value()
-    }
-}
-
-struct Picture(Record);
-
-/// A walk through what is all in memory.
-struct Given<T>(std::vec::IntoIter<T>);
-
-impl<T: Send> Pieces<T> for Given<T> {
-    fn next(&mut self) -> Result<Piece<T>, RestoreError> {
-        Ok(self.0.next().map_or(Piece::End, Piece::Next))
-    }
-
-    fn feed(&mut self, _: Option<Bytes>) {}
-}
-
-impl SnapshotSource for Picture {
-    fn chunks(&self) -> Box<dyn Pieces<Bytes>> {
-        let last = self.0.last;
-        let encode = move |writes: &[Write]| {
-            let mut chunk = BytesMut::new();
-            chunk.put_u64_le(last);
-            for write in writes {
-                chunk.put_u64_le(write.number);
-                chunk.put_u64_le(write.entry);
-                chunk.put_u16_le(write.part);
-                chunk.put_u64_le(write.print);
-            }
-            chunk.freeze()
-        };
-        let chunks: Vec<_> = self.0.writes.chunks(512).map(encode).collect();
-        let chunks = if chunks.is_empty() { vec![encode(&[])] } else { chunks };
-        Box::new(Given(chunks.into_iter()))
-    }
-
-    fn living(&self) -> Box<dyn Pieces<Vec<Living>>> {
-        let living: Vec<_> = self.0.writes.iter().rev().take(LIVING).collect();
-        let batches = living.chunks(64).map(|writes| {
-            writes.iter().map(|write| Living { entry: write.entry, first: write.part, count: 1 }).collect()
-        });
-        Box::new(Given(batches.collect::<Vec<_>>().into_iter()))
     }
 }
 
