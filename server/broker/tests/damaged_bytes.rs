@@ -209,6 +209,25 @@ fn the_versions_before_are_read() {
 }
 
 #[test]
+fn places_that_the_second_version_wrote_are_read() {
+    // Written by the last program of that version: five events, of which a client took three, and a group that began
+    // behind them; three messages, of which one was settled.
+    let state = State::restore([Bytes::from_static(include_bytes!("samples/version_2.snapshot"))]).unwrap();
+    let events = state.channel(Kind::EventsStore, "e").unwrap();
+    let place = |reader: Reader| events.cursor(&reader);
+    assert_eq!(place(Reader::client(&name("c"))), Some(3));
+    assert_eq!(place(Reader::group(&name("g"))), Some(5));
+    assert_eq!(place(Reader::client(&name("g"))), None);
+    assert_eq!((events.first_sequence(), events.next_sequence()), (Some(1), 6));
+    let queue = state.channel(Kind::Queue, "q").unwrap();
+    assert_eq!((queue.waiting(), queue.next_alive(0), queue.next_sequence()), (2, Some(2), 4));
+    // What was written then says nothing of the last use of places: they are as new as the snapshot.
+    assert_eq!(events.stale_cursors(4 * SECOND), 0);
+    let again = State::restore(state.snapshot().chunks()).unwrap();
+    assert_eq!(again.digest(), state.digest());
+}
+
+#[test]
 fn another_version_is_named() {
     let mut bytes = written(&State::default());
     // Length, tag, four letters, version.
