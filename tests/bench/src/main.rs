@@ -11,6 +11,7 @@ mod log;
 mod machine;
 mod peers;
 mod process;
+mod profile;
 mod pushes;
 mod results;
 mod table;
@@ -37,6 +38,7 @@ use work::{Times, WORKS};
   target/release/kubemq-bench push --list
   target/release/kubemq-bench push backlog-in-batches --scale 0.1
   target/release/kubemq-bench push --write
+  target/release/kubemq-bench profile --seconds 5
   target/release/kubemq-bench floors
   target/release/kubemq-bench log")]
 struct Arguments {
@@ -73,6 +75,18 @@ enum Command {
     },
     /// Measure other brokers beside this one; `table` does it, too, where they are installed
     Peers {
+        /// The broker's program [default: `kubemq` beside this one]
+        #[arg(long)]
+        broker: Option<PathBuf>,
+        /// Only works whose name contains this
+        #[arg(long, default_value = "", hide_default_value = true)]
+        only: String,
+        /// Keep the table in its section of RESULTS.md beside the code
+        #[arg(long, conflicts_with = "only")]
+        write: bool,
+    },
+    /// Count what a message costs the broker on the hot paths: calls, wake-ups, allocations, functions
+    Profile {
         /// The broker's program [default: `kubemq` beside this one]
         #[arg(long)]
         broker: Option<PathBuf>,
@@ -159,6 +173,11 @@ async fn command(arguments: &Arguments, runtime: Runtime) -> anyhow::Result<()> 
             let broker = broker.clone().map_or_else(beside_this_program, Ok)?;
             let plan = table::Plan { broker: &broker, directory, rounds, times, only };
             show(&peers::run(&plan, &runtime).await?, *write)
+        }
+        Command::Profile { broker, only, write } => {
+            let broker = broker.clone().map_or_else(beside_this_program, Ok)?;
+            let plan = table::Plan { broker: &broker, directory, rounds, times, only };
+            show(&profile::run(&plan, &runtime).await?, *write)
         }
         Command::Push { list: true, .. } => pushes::list(),
         Command::Push { names, list: _, scale, minutes, broker, write } => {

@@ -15,7 +15,7 @@ use kubemq_server::cli::output;
 use crate::machine::conditions;
 use crate::process::Server;
 use crate::table::{Plan, middle};
-use crate::work::{Sample, Target, Work, work};
+use crate::work::{NONE, Sample, Work, work};
 
 /// The works that every broker has, in the words of `kubemq-peers`.
 const WORKS: [(&str, &str, u64, usize); 9] = [
@@ -95,7 +95,7 @@ pub(crate) async fn run(plan: &Plan<'_>, runtime: &Runtime) -> anyhow::Result<St
         let mode = if word == "publish" { Mode::Upstream } else { Mode::EndToEnd };
         // Several connections where the consumers of one would wait for each other.
         let connections = if mode == Mode::EndToEnd && channels > 1 { 4 } else { 1 };
-        let own = Work { channels, connections, ..work(name, mode, in_flight, Target::default()) };
+        let own = Work { channels, connections, ..work(name, mode, in_flight, NONE) };
         let mut lines = Vec::new();
         for (durability, synced) in [("group", true), ("interval", false)] {
             let sample = broker(&own, durability, plan, runtime).await.map_err(|error| format!("{error:#}"));

@@ -306,6 +306,7 @@ fn render(conditions: &[(&str, String)], sync: &Sync, plan: &Plan<'_>, rows: &[R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::work::NONE;
 
     fn sample(rate: f64, p50_us: f64, p99_us: f64) -> Sample {
         let (client_us, server_us, amplification, resident_bytes, flushes) = (0.0, 0.0, 0.0, 0.0, 0.0);
@@ -320,26 +321,26 @@ mod tests {
 
     #[test]
     fn every_demand_must_be_met() {
-        let target = Target { over_floors_us: Some(40.0), ..Target::default() };
+        let target = Target { over_floors_us: Some(40.0), ..NONE };
         assert_eq!(met(target, sample(1.0, 190.0, 0.0)), Some(true));
         assert_eq!(met(target, sample(1.0, 191.0, 0.0)), Some(false));
         let target = Target { p50_us: Some(180.0), ..target };
         assert_eq!(met(target, sample(1.0, 190.0, 0.0)), Some(false));
-        let target = Target { of_floor: Some(0.2), p99_us: Some(1700.0), ..Target::default() };
+        let target = Target { of_floor: Some(0.2), p99_us: Some(1700.0), ..NONE };
         assert_eq!(met(target, sample(200.0, 0.0, 1700.0)), Some(true));
         assert_eq!(met(target, sample(199.0, 0.0, 1700.0)), Some(false));
         assert_eq!(met(target, sample(200.0, 0.0, 1701.0)), Some(false));
         let target = Target { rate: Some(210.0), ..target };
         assert_eq!(met(target, sample(200.0, 0.0, 1700.0)), Some(false));
-        assert_eq!(met(Target::default(), sample(1.0, 0.0, 0.0)), None);
+        assert_eq!(met(NONE, sample(1.0, 0.0, 0.0)), None);
     }
 
     #[test]
     fn flushes_are_judged_by_messages_and_beside_the_row_before() {
-        let target = Target { per_sync: Some(20.0), ..Target::default() };
+        let target = Target { per_sync: Some(20.0), ..NONE };
         assert_eq!(met(target, sample(200.0, 0.0, 0.0)), Some(true));
         assert_eq!(met(target, sample(199.0, 0.0, 0.0)), Some(false));
-        let target = Target { of_row_before: Some((0.8, 0.2)), ..Target::default() };
+        let target = Target { of_row_before: Some((0.8, 0.2)), ..NONE };
         assert_eq!(met(target, sample(80.0, 0.0, 0.0)), Some(true));
         assert_eq!(met(target, sample(79.0, 0.0, 0.0)), Some(false));
         assert_eq!(met(target, Sample { syncs: 12.1, ..sample(80.0, 0.0, 0.0) }), Some(false));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{anyhow, bail};
 use kubemq_runtime::Runtime;
 use kubemq_server::cli::bench::process::resident_bytes;
-use kubemq_server::cli::bench::{Load, Mode, Progress};
+use kubemq_server::cli::bench::{Load, Mode, Progress, Report};
 use kubemq_server::cli::client::Token;
 
 use crate::floor::KEPT;
@@ -37,7 +37,7 @@ pub(crate) struct Work {
 }
 
 /// What must be reached: all that is said. Shares are of the floor of the same run.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Target {
     /// Messages per second.
     pub(crate) rate: Option<f64>,
@@ -56,7 +56,7 @@ pub(crate) struct Target {
 }
 
 /// Shown, not judged.
-const NONE: Target = Target {
+pub(crate) const NONE: Target = Target {
     rate: None,
     of_floor: None,
     p50_us: None,
@@ -208,15 +208,15 @@ impl Counted {
 }
 
 impl Work {
-    /// Measures this load at `server`. A message that is refused or lost makes the measurement void.
-    /// The disk under `directory` is watched meanwhile.
-    pub(crate) async fn measure(
+    /// Runs this load at `server`; `look` is called about every second, at the end of the warm-up and at the end. A
+    /// message that is refused or lost makes the measurement void.
+    pub(crate) async fn run(
         &self,
         server: &Server,
-        directory: &Path,
         times: Times,
         runtime: &Runtime,
-    ) -> anyhow::Result<Sample> {
+        look: impl FnMut(&Progress),
+    ) -> anyhow::Result<Report> {
         let load = Load {
             address: server.address.clone(),
             token: Token::default(),
@@ -237,12 +237,24 @@ impl Work {
             warm_up: times.warm_up,
             broker_process: Some(server.id()),
         };
-        let mut counted = Counted::default();
-        let look = |progress: &Progress| counted.look(progress, server, directory);
         let report = load.run(runtime, look).await.map_err(|failure| anyhow!("{}: {failure}", self.name))?;
         if report.refused > 0 || report.unanswered > 0 {
             bail!("{}: {} refused, {} unanswered", self.name, report.refused, report.unanswered);
         }
+        Ok(report)
+    }
+
+    /// Measures this load at `server`, and the disk under `directory` meanwhile.
+    pub(crate) async fn measure(
+        &self,
+        server: &Server,
+        directory: &Path,
+        times: Times,
+        runtime: &Runtime,
+    ) -> anyhow::Result<Sample> {
+        let mut counted = Counted::default();
+        let look = |progress: &Progress| counted.look(progress, server, directory);
+        let report = self.run(server, times, runtime, look).await?;
         let per_message = |used: Option<f64>| used.unwrap_or(f64::NAN) / (report.rate * report.seconds);
         #[expect(clippy::cast_precision_loss, reason = "bytes of a run are far below 2^52")]
         let written = report.broker_written_bytes.map(|bytes| bytes as f64);
