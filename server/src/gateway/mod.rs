@@ -10,6 +10,7 @@ mod cursors;
 pub mod downstream;
 pub mod events;
 mod held;
+mod lanes;
 mod management;
 mod numbers;
 mod outbox;
@@ -178,16 +179,21 @@ impl Gateway {
         self.0.outbox.idle().await;
     }
 
-    /// Submits encoded operations, ordered with every other call of this gateway. They are in the queue when
+    /// Submits encoded operations, ordered with every other call of this function. They are in the queue when
     /// this returns; the outcomes, aligned with them, come after they were committed and applied.
     pub fn submit(&self, operations: Vec<Bytes>) -> Submitted {
-        self.0.outbox.submit(operations, None)
+        self.0.outbox.submit(operations, lanes::COMMON, None)
     }
 
     /// Submits operations that must not pass by those that were given to the leadership `epoch`: they are not taken
     /// when that is over.
-    pub(crate) fn submit_behind(&self, operations: Vec<Bytes>, epoch: Option<u64>) -> Submitted {
-        self.0.outbox.submit(operations, epoch)
+    pub(crate) fn submit_behind(&self, operations: Vec<Bytes>, lane: u64, epoch: Option<u64>) -> Submitted {
+        self.0.outbox.submit(operations, lane, epoch)
+    }
+
+    /// Returns a lane for one sender, in which its operations keep their order; lanes take turns.
+    pub(crate) fn lane(&self) -> u64 {
+        self.0.outbox.lane()
     }
 
     /// Reads the replicated state as it is after everything acknowledged before this call.

@@ -2,7 +2,7 @@
 //!
 //! There is no task and no timer here. Whoever submits forms the next batch when the window is open, and the
 //! confirmation of a batch forms the one after it, so a batch is what arrived while earlier ones were being
-//! committed. An operation whose outcome will never be known here (leadership moved) is answered with an
+//! committed; senders take turns in it ([`Lanes`]). An operation whose outcome will never be known here (leadership moved) is answered with an
 //! error that says so; it is never answered twice and never silently dropped.
 
 use std::collections::VecDeque;
@@ -23,6 +23,7 @@ use kubemq_runtime::{Clock, Instant};
 use parking_lot::Mutex;
 
 use super::Unavailable;
+use super::lanes::{COMMON, Lanes};
 use crate::metrics::Latency;
 
 /// Batches sent and not confirmed, at most. The leader is in this process, so a deeper window only makes
@@ -55,6 +56,8 @@ pub(crate) struct Outbox {
     latency: Arc<Latency>,
     /// Operations that were confirmed.
     confirmed: AtomicU64,
+    /// The newest lane.
+    lane: AtomicU64,
 }
 
 #[derive(Default)]
@@ -62,7 +65,7 @@ struct Inner {
     /// Epoch of this gateway as an origin; none while this node does not lead.
     epoch: Option<u64>,
     next_number: u64,
-    pending: VecDeque<Submission>,
+    pending: Lanes<Submission>,
     pending_operations: usize,
     pending_bytes: usize,
     unconfirmed: VecDeque<Unconfirmed>,
@@ -105,6 +108,7 @@ impl Outbox {
             broken: Notify::new(),
             latency: Arc::default(),
             confirmed: AtomicU64::new(0),
+            lane: AtomicU64::new(COMMON),
         })
     }
 
@@ -118,14 +122,14 @@ impl Outbox {
 
     /// Answers everything that waits with `reason` and accepts nothing more.
     pub(crate) fn close(&self, reason: &Unavailable) {
-        let (pending, unconfirmed) = {
+        let (mut pending, unconfirmed) = {
             let mut inner = self.inner.lock();
             let handing_over = inner.handing_over;
             let old = std::mem::replace(&mut *inner, Inner { handing_over, ..Inner::default() });
             (old.pending, old.unconfirmed)
         };
         // A receiver that is gone gave up waiting.
-        for submission in pending {
+        while let Some(submission) = pending.pop() {
             submission.answer.send(Err(reason.clone())).ok();
         }
         for (_, answer) in unconfirmed.into_iter().flat_map(|batch| batch.waiting) {
@@ -181,9 +185,14 @@ impl Outbox {
         }
     }
 
-    /// Queues `operations` behind everything submitted before, under the leadership `epoch` if one is named. They are
-    /// in the queue when this returns.
-    pub(crate) fn submit(self: &Arc<Self>, mut operations: Vec<Bytes>, epoch: Option<u64>) -> Submitted {
+    /// Returns a lane for one sender.
+    pub(crate) fn lane(&self) -> u64 {
+        self.lane.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Queues `operations` behind everything submitted before in the same lane, under the leadership `epoch` if one is
+    /// named. They are in the queue when this returns.
+    pub(crate) fn submit(self: &Arc<Self>, mut operations: Vec<Bytes>, lane: u64, epoch: Option<u64>) -> Submitted {
         let mut chunks = Chunks::default();
         let mut epoch = epoch;
         while !operations.is_empty() {
@@ -192,7 +201,7 @@ impl Outbox {
             let (answer, receiver) = oneshot::channel();
             chunks.push(receiver);
             // All of them together: a part must not be taken by the next leader alone.
-            epoch = Some(self.enqueue(Submission { operations, bytes, answer }, epoch));
+            epoch = Some(self.enqueue(Submission { operations, bytes, answer }, lane, epoch));
             operations = rest;
         }
         self.advance();
@@ -200,7 +209,7 @@ impl Outbox {
     }
 
     /// Returns the leadership that the submission was given to.
-    fn enqueue(&self, submission: Submission, only: Option<u64>) -> u64 {
+    fn enqueue(&self, submission: Submission, lane: u64, only: Option<u64>) -> u64 {
         let mut inner = self.inner.lock();
         let Some(epoch) = inner.epoch.filter(|epoch| only.is_none_or(|only| only == *epoch)) else {
             drop(inner);
@@ -209,7 +218,7 @@ impl Outbox {
         };
         inner.pending_operations += submission.operations.len();
         inner.pending_bytes += submission.bytes;
-        inner.pending.push_back(submission);
+        inner.pending.push(lane, submission.bytes, submission);
         epoch
     }
 
@@ -333,7 +342,7 @@ impl Inner {
             if over && !operations.is_empty() {
                 break;
             }
-            let Some(next) = self.pending.pop_front() else { break };
+            let Some(next) = self.pending.pop() else { break };
             bytes += next.bytes;
             waiting.push((next.operations.len(), next.answer));
             if operations.is_empty() {

@@ -153,6 +153,7 @@ where
 /// The groups of one stream, on their way into the log.
 struct Line<P: Publishing> {
     gateway: Gateway,
+    lane: u64,
     publishing: P,
     /// Read and not yet submitted.
     staged: Group<P::Kept>,
@@ -184,6 +185,7 @@ impl<P: Publishing> Line<P> {
     fn new(gateway: &Gateway, publishing: P) -> Self {
         Self {
             gateway: gateway.clone(),
+            lane: gateway.lane(),
             publishing,
             staged: Group::default(),
             groups: VecDeque::new(),
@@ -248,7 +250,7 @@ impl<P: Publishing> Line<P> {
             (Flight::Known(Err(Unavailable::NotLeader)), None)
         } else {
             let behind = self.groups.back().and_then(|last| last.epoch);
-            hand_over(&self.gateway, &group.operations, behind)
+            hand_over(&self.gateway, self.lane, &group.operations, behind)
         };
         let deadline = self.gateway.runtime().clock.now() + WAIT_FOR_LEADER;
         self.groups.push_back(InFlight { group, flight, epoch, deadline });
@@ -289,7 +291,7 @@ impl<P: Publishing> Line<P> {
                 *flight = Flight::Known(outcomes);
             }
             if matches!(flight, Flight::Known(Err(Unavailable::NotLeader))) {
-                (*flight, *epoch) = hand_over(&self.gateway, &group.operations, behind);
+                (*flight, *epoch) = hand_over(&self.gateway, self.lane, &group.operations, behind);
             }
             behind = epoch.or(behind);
         }
@@ -317,11 +319,11 @@ async fn leader(gateway: &Gateway, deadline: Option<Instant>) -> bool {
 }
 
 /// Submits operations behind those that were given to the leadership `behind`. Returns the one they were given to.
-fn hand_over(gateway: &Gateway, operations: &[Bytes], behind: Option<u64>) -> (Flight, Option<u64>) {
+fn hand_over(gateway: &Gateway, lane: u64, operations: &[Bytes], behind: Option<u64>) -> (Flight, Option<u64>) {
     if operations.is_empty() {
         return (Flight::Known(Ok(Vec::new())), behind);
     }
-    let submitted = gateway.submit_behind(operations.to_vec(), behind);
+    let submitted = gateway.submit_behind(operations.to_vec(), lane, behind);
     let epoch = submitted.epoch();
     (Flight::Submitted(submitted), Some(epoch))
 }
@@ -338,6 +340,7 @@ mod tests {
 
     use super::super::{events, upstream};
     use super::*;
+    use crate::gateway::lanes::COMMON;
     use crate::node::Node;
     use crate::node::tests::start;
 
@@ -498,12 +501,12 @@ mod tests {
             let channel = Name::new("e").unwrap();
             vec![Operation::Create { kind: Kind::EventsStore, channel }.to_bytes()]
         };
-        let first = gateway.submit_behind(operations(), None);
+        let first = gateway.submit_behind(operations(), COMMON, None);
         let epoch = first.epoch();
         assert!(first.await.is_ok());
-        assert!(gateway.submit_behind(operations(), Some(epoch)).await.is_ok());
+        assert!(gateway.submit_behind(operations(), COMMON, Some(epoch)).await.is_ok());
         for over in [epoch - 1, epoch + 1] {
-            assert_eq!(gateway.submit_behind(operations(), Some(over)).await, Err(Unavailable::NotLeader));
+            assert_eq!(gateway.submit_behind(operations(), COMMON, Some(over)).await, Err(Unavailable::NotLeader));
         }
         node.stop().await;
     }

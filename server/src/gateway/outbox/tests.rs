@@ -26,7 +26,7 @@ async fn who_publishes_waits_for_room() {
         let mut submitted = Vec::new();
         for _ in 0..WINDOW + batches {
             assert!(outbox.room().now_or_never().is_some(), "after {}", submitted.len());
-            submitted.push(outbox.submit(operations.clone(), None));
+            submitted.push(outbox.submit(operations.clone(), COMMON, None));
         }
         assert!(outbox.room().now_or_never().is_none());
         let [waiting, bytes] = outbox.fill();
@@ -47,7 +47,7 @@ async fn large_batches_go_one_after_another() {
     node.ready().await;
     let (clock, outbox) = (&node.gateway().runtime().clock, &node.gateway().0.outbox);
     for size in [40 << 20, UNCONFIRMED_BYTES + 1] {
-        let submitted: Vec<_> = (0..4).map(|_| outbox.submit(vec![publish(size)], None)).collect();
+        let submitted: Vec<_> = (0..4).map(|_| outbox.submit(vec![publish(size)], COMMON, None)).collect();
         assert_eq!(outbox.inner.lock().unconfirmed.len(), 1, "of {size} bytes");
         for submitted in submitted {
             let outcomes = clock.timeout(SOON, submitted).await.unwrap().unwrap();
