@@ -163,6 +163,9 @@ async fn command(arguments: &Arguments, runtime: Runtime) -> anyhow::Result<()> 
             let broker = broker.clone().map_or_else(beside_this_program, Ok)?;
             let plan = table::Plan { broker: &broker, directory, rounds, times, only };
             show(&table::run(&plan, &runtime).await?, *write)?;
+            if !peers::have(only) {
+                return Ok(());
+            }
             if !peers::are_installed() {
                 output::note(format_args!("other brokers are not installed: run tests/bench/peers/install"));
                 return Ok(());

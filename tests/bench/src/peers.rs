@@ -73,6 +73,11 @@ fn installed() -> anyhow::Result<PathBuf> {
     Ok(target.join("peers"))
 }
 
+/// Returns whether any work has a name that contains this.
+pub(crate) fn have(only: &str) -> bool {
+    WORKS.iter().any(|work| work.0.contains(only))
+}
+
 /// Returns whether there is a program to measure others with.
 pub(crate) fn are_installed() -> bool {
     installed().is_ok_and(|place| program(&place).is_file())

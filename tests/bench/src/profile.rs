@@ -239,7 +239,9 @@ async fn functions(work: &Work, plan: &Plan<'_>, runtime: &Runtime) -> anyhow::R
         .context("could not start perf")?;
     let text = String::from_utf8_lossy(&output.stdout);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    Ok(lines.take(FUNCTIONS).map(ToOwned::to_owned).collect())
+    // Behind the name stand two columns that nothing is known for.
+    let lines = lines.map(|line| line.trim_end_matches([' ', '-']).to_owned());
+    Ok(lines.take(FUNCTIONS).collect())
 }
 
 fn render(conditions: &[(&str, String)], plan: &Plan<'_>, costs: &[Cost]) -> String {
