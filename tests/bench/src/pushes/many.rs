@@ -1,6 +1,6 @@
 //! Many of a thing: channels, connections, streams.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,6 +16,9 @@ use super::row::text;
 use super::stage::Stage;
 use super::traffic;
 use crate::table::median;
+
+/// Files that a process opens beside its connections.
+const BESIDE: u64 = 200;
 
 /// How many connections or streams are opened at the same time.
 const OPENING: usize = 64;
@@ -44,8 +47,9 @@ pub(super) async fn channels(stage: &mut Stage) -> anyhow::Result<()> {
 
 /// Twenty thousand connections, each with a subscription.
 pub(super) async fn connections(stage: &mut Stage) -> anyhow::Result<()> {
-    let count = stage.plan.scaled(20_000);
-    raise_open_files(count + 1000)?;
+    let wanted = stage.plan.scaled(20_000);
+    let count = wanted.min(open_files(wanted + BESIDE)?.saturating_sub(BESIDE));
+    stage.demand(format!("{} connections", grouped(wanted)), allowed(count, wanted), true);
     // The broker takes its limit of open files from this process.
     stage.start_over()?;
     let quiet = others(stage).await?;
@@ -124,11 +128,7 @@ pub(super) async fn against_one_channel(stage: &mut Stage) -> anyhow::Result<()>
         }
     }
     // As many in flight as it takes: what is gathered during a flush is what the next one makes durable.
-    let load = stage.load(Mode::Upstream, "deep")?;
-    let before = [stage.metric("kubemq_log_fdatasync_total")?, stage.metric("kubemq_operations_total")?];
-    stage.run(&Load { in_flight: 16_384, duration: Duration::from_secs(5), ..load }).await?;
-    let flushes = stage.metric("kubemq_log_fdatasync_total")? - before[0];
-    let gathered = (stage.metric("kubemq_operations_total")? - before[1]) / flushes.max(1.0);
+    let (gathered, gathered_small) = (gathered(stage, 1024).await?, gathered(stage, 100).await?);
     let time = stage.runtime.clock.now().since(begin);
     stage.pushed(format!("1,024 in flight of 1 KiB to 1 channel and to {}", grouped(many as u64)), time);
     let [one_rate, one_flushes, gathered_in_one] = middle(&one);
@@ -145,10 +145,21 @@ pub(super) async fn against_one_channel(stage: &mut Stage) -> anyhow::Result<()>
     );
     stage.demand(
         "messages per fdatasync at saturation (16,384 in flight) ≥ 500",
-        format!("{gathered:.0}; with 1,024 in flight {gathered_in_one:.0} and {gathered_in_many:.0}"),
+        format!(
+            "{gathered:.0}; of 100 B {gathered_small:.0}; with 1,024 in flight {gathered_in_one:.0} and {gathered_in_many:.0}"
+        ),
         gathered >= 500.0,
     );
     Ok(())
+}
+
+/// Returns how many messages of so many bytes one fdatasync makes durable when as many as it takes are in flight.
+async fn gathered(stage: &Stage, size: usize) -> anyhow::Result<f64> {
+    let load = stage.load(Mode::Upstream, "deep")?;
+    let before = [stage.metric("kubemq_log_fdatasync_total")?, stage.metric("kubemq_operations_total")?];
+    stage.run(&Load { size, in_flight: 16_384, duration: Duration::from_secs(5), ..load }).await?;
+    let flushes = stage.metric("kubemq_log_fdatasync_total")? - before[0];
+    Ok((stage.metric("kubemq_operations_total")? - before[1]) / flushes.max(1.0))
 }
 
 /// Returns the median of each figure by itself.
@@ -205,12 +216,33 @@ fn waiting(channel: &str) -> QueuesDownstreamRequest {
     }
 }
 
-/// Lets this process, and those that it starts, open so many files.
-fn raise_open_files(count: u64) -> anyhow::Result<()> {
-    let status = Command::new("prlimit")
-        .args([format!("--pid={}", std::process::id()), format!("--nofile={count}:{count}")])
-        .status()
-        .context("could not run prlimit, which raises the limit of open files")?;
-    anyhow::ensure!(status.success(), "prlimit could not raise the limit of open files to {count}: {status}");
-    Ok(())
+/// Lets this process, and those that it starts, open `wanted` files if that may be; returns how many they may open.
+fn open_files(wanted: u64) -> anyhow::Result<u64> {
+    let (soft, hard) = limits_of_open_files()?;
+    if soft >= wanted {
+        return Ok(soft);
+    }
+    // Above the hard limit only with a privilege, up to it always.
+    for limit in [wanted, hard.min(wanted)] {
+        let arguments = [format!("--pid={}", std::process::id()), format!("--nofile={limit}:{}", limit.max(hard))];
+        let status = Command::new("prlimit").args(arguments).stderr(Stdio::null()).status();
+        if status.context("could not run prlimit, which raises the limit of open files")?.success() {
+            return Ok(limit);
+        }
+    }
+    Ok(soft)
+}
+
+/// Returns the soft and the hard limit of this process.
+fn limits_of_open_files() -> anyhow::Result<(u64, u64)> {
+    let text = std::fs::read_to_string("/proc/self/limits").context("could not read the limits of this process")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let mut limits = line.context("no limit of open files")?.split_whitespace().map(|limit| limit.parse());
+    let mut next = || limits.next().and_then(Result::ok).unwrap_or(u64::MAX);
+    Ok((next(), next()))
+}
+
+fn allowed(count: u64, wanted: u64) -> String {
+    let reason = if count < wanted { ", more the limit of open files of this machine does not allow" } else { "" };
+    format!("{}{reason}", grouped(count))
 }
