@@ -230,7 +230,7 @@ fn render(
         plan.times.duration.as_secs_f64()
     )
     .ok();
-    text.push_str("Flushes are those that the disk counted, whoever caused them: a mode that says it is synced and flushes less often than once per message with one in flight is not.\n\n");
+    text.push_str("Flushes are those that the disk counted, whoever caused them: a mode that says it is synced and flushes less often than once per message with one in flight is not.\nAhead: of every other broker with the same promise. Demanded of `group` with 1024 in flight and wherever messages are consumed, of `interval` with 1024 in flight.\n\n");
     for (name, value) in conditions {
         writeln!(text, "- {name}: {value}").ok();
     }
