@@ -6,9 +6,10 @@ use std::sync::Arc;
 use crate::copies::{Copies, Copy};
 use crate::cursors::{Cursors, Reader};
 use crate::name::Kind;
+use crate::operation::MoveItem;
 use crate::reference::Reference;
 use crate::restore::Head;
-use crate::runs::{Runs, SealedBlock};
+use crate::runs::{Found, Run, Runs, SealedBlock};
 use crate::sequences::Sequences;
 use crate::settled::Settled;
 
@@ -16,7 +17,7 @@ use crate::settled::Settled;
 const CHANNEL_BYTES: u64 = 384;
 
 /// Names one life of a channel: after delete and create the same name has another id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelId(pub u64);
 
 /// What happened in a channel since it was created. Counters stop at their greatest value.
@@ -51,6 +52,28 @@ pub struct Location<'a> {
     pub bytes: u64,
     /// What differs from the first publish, when it was stored again.
     pub copy: Option<&'a Copy>,
+}
+
+/// What looking for something led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup<T> {
+    /// It is here.
+    Here(T),
+    /// It stands in the block of runs that was begun with this sequence, which is not in memory: the index on disk has
+    /// it, and [`crate::State::bring_back`] takes it.
+    Away(u64),
+    /// There is no such thing.
+    Nothing,
+}
+
+impl<T> Lookup<T> {
+    /// What was found, if it is here.
+    pub fn here(self) -> Option<T> {
+        match self {
+            Self::Here(found) => Some(found),
+            Self::Away(_) | Self::Nothing => None,
+        }
+    }
 }
 
 /// Messages that follow each other in a channel and in the log.
@@ -197,70 +220,107 @@ impl Channel {
         sequence > 0 && sequence < self.next && !self.settled.is_settled(sequence)
     }
 
-    /// Where the message with this sequence is; `None` when it is settled or was never stored.
+    /// Where the message with this sequence is; nothing when it is settled or was never stored.
     #[must_use]
-    pub fn locate(&self, sequence: u64) -> Option<Location<'_>> {
+    pub fn locate(&self, sequence: u64) -> Lookup<Location<'_>> {
         if !self.is_alive(sequence) {
-            return None;
+            return Lookup::Nothing;
         }
         if let Some(copy) = self.copies.find(sequence) {
             let (entry, part) = (copy.body.entry(), copy.body.part());
-            return Some(Location { entry, part, bytes: u64::from(copy.bytes), copy: Some(copy) });
+            return Lookup::Here(Location { entry, part, bytes: u64::from(copy.bytes), copy: Some(copy) });
         }
-        let run = self.runs.find(sequence)?;
-        let body = run.reference(sequence);
-        let bytes = run.share(sequence, sequence + 1);
-        Some(Location { entry: body.entry(), part: body.part(), bytes, copy: None })
+        match self.runs.find(sequence) {
+            Found::Run(run) => {
+                let body = run.reference(sequence);
+                let bytes = run.share(sequence, sequence + 1);
+                Lookup::Here(Location { entry: body.entry(), part: body.part(), bytes, copy: None })
+            }
+            Found::Away(block) => Lookup::Away(block),
+            Found::Nothing => Lookup::Nothing,
+        }
+    }
+
+    /// What differs from its first publish, if the message with this sequence was stored again and is not settled.
+    pub(crate) fn copy(&self, sequence: u64) -> Option<&Copy> {
+        self.copies.find(sequence)
+    }
+
+    /// Where the body of a message is that is to be moved, and its size: the same on every node, whatever is in memory
+    /// there.
+    pub(crate) fn body_to_move(&self, item: &MoveItem) -> Option<(Reference, u32)> {
+        if !self.is_alive(item.sequence) {
+            return None;
+        }
+        if let Some(copy) = self.copies.find(item.sequence) {
+            return Some((copy.body, copy.bytes));
+        }
+        if let Some(stored) = item.stored {
+            return Some((Reference::new(stored.entry, stored.part), stored.bytes));
+        }
+        // Only an operation of version 1 says nothing, and no block leaves the memory of a state that may still get one.
+        let location = self.locate(item.sequence).here()?;
+        Some((Reference::new(location.entry, location.part), u32::try_from(location.bytes).unwrap_or(u32::MAX)))
     }
 
     /// The first messages at or after `from` that are stored, not settled, and lie together in the log.
     #[must_use]
-    pub fn stretch(&self, from: u64) -> Option<Stretch> {
-        let first_sequence = self.next_alive(from)?;
-        let Location { entry, part: first_part, bytes, copy } = self.locate(first_sequence)?;
+    pub fn stretch(&self, from: u64) -> Lookup<Stretch> {
+        let Some(first_sequence) = self.next_alive(from) else { return Lookup::Nothing };
+        let Location { entry, part: first_part, bytes, copy } = match self.locate(first_sequence) {
+            Lookup::Here(location) => location,
+            Lookup::Away(block) => return Lookup::Away(block),
+            Lookup::Nothing => return Lookup::Nothing,
+        };
         let one = Stretch { first_sequence, entry, first_part, count: 1, bytes };
         if copy.is_some() {
-            return Some(one);
+            return Lookup::Here(one);
         }
-        let Some(run) = self.runs.find(first_sequence) else { return Some(one) };
+        let Found::Run(run) = self.runs.find(first_sequence) else { return Lookup::Here(one) };
         let end = self.settled.next_settled(first_sequence, run.end());
-        Some(Stretch { count: (end - first_sequence) as u16, bytes: run.share(first_sequence, end), ..one })
+        Lookup::Here(Stretch { count: (end - first_sequence) as u16, bytes: run.share(first_sequence, end), ..one })
     }
 
     /// The lowest sequence of which the body lies in `entry` or behind it; the next sequence when none does. Meant
     /// for channels in which nothing is stored twice.
     #[must_use]
-    pub fn first_from_entry(&self, entry: u64) -> u64 {
-        let (mut low, mut high) = (self.settled.floor(), self.next);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            match self.locate(middle) {
-                Some(location) if location.entry >= entry => high = middle,
-                _ => low = middle + 1,
-            }
-        }
-        low
+    pub fn first_from_entry(&self, entry: u64) -> Lookup<u64> {
+        let block = self.runs.block_from_entry(entry);
+        let Some(runs) = self.runs.of_block(block) else { return block.map_or(Lookup::Nothing, Lookup::Away) };
+        let first = runs.iter().find(|run| run.entry >= entry).map_or(self.next, |run| run.first_sequence);
+        Lookup::Here(first.max(self.settled.floor()))
     }
 
-    /// The last sequence that has to go for at most `bytes` to be left, oldest first; 0 when none has.
+    /// The last sequence that has to go for at most `bytes` to be left, oldest first; 0 when none has. Inside a sealed
+    /// block all messages count alike.
     #[must_use]
     pub fn excess_over(&self, bytes: u64) -> u64 {
         let mut excess = self.waiting_bytes.saturating_sub(bytes);
         let mut upto = 0;
         let mut from = 1;
         while excess > 0
-            && let Some(stretch) = self.stretch(from)
+            && let Some(first) = self.next_alive(from)
         {
-            from = stretch.first_sequence + u64::from(stretch.count);
-            upto = from - 1;
-            if stretch.bytes >= excess {
-                // Messages of a stretch have equal shares, or nearly so.
-                let each = (stretch.bytes / u64::from(stretch.count)).max(1);
-                upto = upto.min(stretch.first_sequence + excess.div_ceil(each) - 1);
+            let (end, count, bytes) = match self.copies.find(first) {
+                Some(copy) => (first + 1, 1, u64::from(copy.bytes)),
+                None => self.runs.weight(first).unwrap_or((first + 1, 1, 0)),
+            };
+            // Copies may lie between the messages of a run.
+            let end = if self.copies.count() > 0 { first + 1 } else { self.settled.next_settled(first, end) };
+            let each = bytes / count.max(1);
+            let size = each * (end - first);
+            (from, upto) = (end, end - 1);
+            if size >= excess {
+                upto = upto.min(first + excess.div_ceil(each.max(1)) - 1);
             }
-            excess = excess.saturating_sub(stretch.bytes);
+            excess = excess.saturating_sub(size);
         }
         upto
+    }
+
+    /// How many messages of a run are not settled, and their size.
+    pub(crate) fn alive_in(&self, run: &Run) -> (u64, u64) {
+        alive_in(&self.settled, run)
     }
 
     /// How far a reader came: it has everything up to this sequence.
@@ -289,7 +349,8 @@ impl Channel {
     /// Stores a message whose body lies at `body`.
     pub(crate) fn store(&mut self, body: Reference, bytes: u32) -> (u64, Option<SealedBlock>) {
         let sequence = self.next;
-        let sealed = self.runs.push(sequence, body, bytes);
+        let settled = &self.settled;
+        let sealed = self.runs.push(sequence, body, bytes, |run| alive_in(settled, run).1);
         self.stored(u64::from(bytes));
         (sequence, sealed)
     }
@@ -328,7 +389,7 @@ impl Channel {
         while from < end {
             let to = self.settled.next_settled(from, end);
             self.settled.mark(from, to, self.next);
-            let (runs, run_bytes) = self.runs.settle(from, to, &mut gone.dropped);
+            let (runs, run_bytes) = self.runs.settle(from, to, &self.copies, &mut gone.dropped);
             let (copies, copy_bytes) = self.copies.settle(from, to);
             debug_assert_eq!(runs + copies, to - from, "every sequence that is alive is in a run or a copy");
             self.waiting = self.waiting.saturating_sub(to - from);
@@ -342,16 +403,7 @@ impl Channel {
 
     /// Ranges `[first, end)` of what is alive inside `[from, to)`.
     pub(crate) fn alive_ranges(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let end = to.min(self.next);
-        let mut next = from;
-        std::iter::from_fn(move || {
-            let first = self.settled.next_unsettled(next.min(end));
-            if first >= end {
-                return None;
-            }
-            next = self.settled.next_settled(first, end);
-            Some((first, next))
-        })
+        alive_ranges(&self.settled, from, to.min(self.next))
     }
 
     /// A channel without messages, to be filled from what was written down.
@@ -368,22 +420,27 @@ impl Channel {
 
     /// Counts what waits, after everything was filled in; `None` when runs, copies and marks do not fit together.
     pub(crate) fn restored(&mut self) -> Option<()> {
-        let mut waiting: u64 = 0;
-        for (first, end) in self.alive_ranges(1, self.next) {
-            waiting += end - first;
-        }
-        let mut bytes: u64 = 0;
-        let mut in_runs: u64 = 0;
-        for (_, block) in self.runs.blocks() {
-            for run in block.runs() {
-                for (first, end) in self.alive_ranges(run.first_sequence, run.end()) {
-                    in_runs += end - first;
-                    bytes = bytes.saturating_add(run.share(first, end));
-                }
+        let waiting: u64 = self.alive_ranges(1, self.next).map(|(first, end)| end - first).sum();
+        let (mut in_runs, mut bytes) = (0_u64, 0_u64);
+        let mut sealed = self.runs.sealed().peekable();
+        while let Some((first, block)) = sealed.next() {
+            // What settling counts on: in a block's share of the sequences everything alive is in it or stored again.
+            let end = sealed.peek().map_or_else(|| self.runs.open_first().unwrap_or(self.next), |(next, _)| **next);
+            let alive: u64 = self.alive_ranges(*first, end).map(|(first, end)| end - first).sum();
+            let copies = self.copies.count_in(*first, end);
+            if u64::from(block.alive()) + copies != alive {
+                return None;
             }
+            in_runs += u64::from(block.alive());
+            bytes = bytes.saturating_add(block.bytes());
         }
+        let (open, open_alive) = self.runs.open();
+        for run in open {
+            bytes = bytes.saturating_add(self.alive_in(run).1);
+        }
+        in_runs += u64::from(open_alive);
         for copy in self.copies.iter() {
-            let overlaps = self.runs.find(copy.sequence).is_some();
+            let overlaps = matches!(self.runs.find(copy.sequence), Found::Run(_));
             if overlaps || self.settled.is_settled(copy.sequence) {
                 return None;
             }
@@ -393,4 +450,28 @@ impl Channel {
         self.waiting_bytes = bytes;
         (in_runs + self.copies.count() == waiting).then_some(())
     }
+
+    /// The sealed blocks at `sequence` or behind it whose runs are not in memory, by their first sequences.
+    pub fn away_from(&self, sequence: u64) -> impl Iterator<Item = u64> + '_ {
+        self.runs.away_from(sequence)
+    }
+}
+
+/// How many messages of a run are not settled, and their size.
+fn alive_in(settled: &Settled, run: &Run) -> (u64, u64) {
+    let ranges = alive_ranges(settled, run.first_sequence, run.end());
+    ranges.fold((0, 0), |(count, bytes), (first, end)| (count + end - first, bytes + run.share(first, end)))
+}
+
+/// Ranges `[first, end)` of what is not settled inside `[from, to)`.
+fn alive_ranges(settled: &Settled, from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+    let mut next = from;
+    std::iter::from_fn(move || {
+        let first = settled.next_unsettled(next.min(to));
+        if first >= to {
+            return None;
+        }
+        next = settled.next_settled(first, to);
+        Some((first, next))
+    })
 }

@@ -106,6 +106,16 @@ impl Copies {
         (count, bytes)
     }
 
+    /// How many there are in `[first, end)`.
+    pub(crate) fn count_in(&self, first: u64, end: u64) -> u64 {
+        if self.count == 0 || first >= end {
+            return 0;
+        }
+        let from = self.blocks.range(..=first).next_back().map_or(first, |(key, _)| *key);
+        let below = |block: &[Copy], bound| block.partition_point(|copy| copy.sequence < bound);
+        self.blocks.range(from..end).map(|(_, block)| (below(block, end) - below(block, first)) as u64).sum()
+    }
+
     /// How many there are.
     pub(crate) fn count(&self) -> u64 {
         self.count
@@ -119,11 +129,9 @@ impl Copies {
         TREE_BYTES + self.count * COPY_BYTES + self.blocks.len() as u64 * BLOCK_BYTES
     }
 
-    /// Takes the first block out.
-    pub(crate) fn take_first(&mut self) -> Option<Arc<Vec<Copy>>> {
-        let (_, block) = self.blocks.pop_first()?;
-        self.count -= block.len() as u64;
-        Some(block)
+    /// The first block that was begun at `sequence` or behind it, and where it was begun.
+    pub(crate) fn block_from(&self, sequence: u64) -> Option<(u64, &[Copy])> {
+        self.blocks.range(sequence..).next().map(|(first, block)| (*first, block.as_slice()))
     }
 
     /// All copies, ascending.

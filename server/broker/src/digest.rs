@@ -1,5 +1,5 @@
-//! A number for the content of a state, to compare replicas by. It looks at what is stored, not at how it is cut into
-//! blocks, and costs a walk over everything.
+//! A number for the content of a state, to compare replicas by. It needs nothing that may have left the memory, and
+//! costs a walk over everything else.
 
 use crate::channel::Channel;
 use crate::codec::Checksum;
@@ -9,7 +9,7 @@ use crate::state::State;
 /// The digest of a state.
 pub(crate) fn digest(state: &State) -> u64 {
     let mut sum = Checksum::new();
-    for number in [state.limits.channels, state.limits.index_bytes, state.limits.origins, state.entry, state.time] {
+    for number in [state.limits.channels, state.limits.origins, state.entry, state.time] {
         sum.word(number);
     }
     sum.word(state.channels.len() as u64);
@@ -57,25 +57,26 @@ fn add_channel(sum: &mut Checksum, channel: &Channel) {
     for number in numbers.into_iter().chain(totals_as_list(channel.totals())) {
         sum.word(number);
     }
-    // The stretches of messages that lie together, however many runs hold them.
-    let mut stretch: Option<(u64, u64, u64)> = None;
-    for (_, block) in channel.runs.blocks() {
-        for run in block.runs() {
-            for (first, end) in channel.alive_ranges(run.first_sequence, run.end()) {
-                let body = run.reference(first).word();
-                stretch = match stretch {
-                    Some((start, at, count)) if start + count == first && at + count == body => {
-                        Some((start, at, count + end - first))
-                    }
-                    before => {
-                        add_stretch(sum, before);
-                        Some((first, body, end - first))
-                    }
-                };
-            }
+    sum.word(channel.settled.floor());
+    for (first, end) in channel.settled.full() {
+        sum.word(first);
+        sum.word(end);
+    }
+    for (block, bits) in channel.settled.partial() {
+        sum.word(block);
+        bits.iter().for_each(|word| sum.word(*word));
+    }
+    for (first, block) in channel.runs.sealed() {
+        for number in [*first, block.last_entry(), block.bytes(), u64::from(block.alive()), u64::from(block.sum())] {
+            sum.word(number);
         }
     }
-    add_stretch(sum, stretch);
+    let (open, alive) = channel.runs.open();
+    sum.word(u64::from(alive));
+    for run in open {
+        let counts = [u64::from(run.first_part), u64::from(run.count), u64::from(run.bytes)];
+        [run.first_sequence, run.entry].into_iter().chain(counts).for_each(|number| sum.word(number));
+    }
     sum.word(channel.cursors.len() as u64);
     for (reader, cursor) in channel.cursors.iter() {
         sum.slice(reader);
@@ -89,13 +90,5 @@ fn add_channel(sum: &mut Checksum, channel: &Channel) {
             sum.word(number);
         }
         sum.slice(copy.rerouted_from.as_deref().unwrap_or_default().as_bytes());
-    }
-}
-
-fn add_stretch(sum: &mut Checksum, stretch: Option<(u64, u64, u64)>) {
-    if let Some((first, body, count)) = stretch {
-        sum.word(first);
-        sum.word(body);
-        sum.word(count);
     }
 }

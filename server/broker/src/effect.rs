@@ -22,9 +22,6 @@ pub enum Refusal {
     /// A channel would have to be created and there are as many as may be.
     #[error("there are too many channels")]
     TooManyChannels,
-    /// The index has reached its limit; only what frees space is taken.
-    #[error("the index of messages is full")]
-    IndexFull,
     /// Messages of this channel kind are not stored.
     #[error("channels of this kind store nothing")]
     NotStored,

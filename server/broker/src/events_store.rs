@@ -34,13 +34,9 @@ impl State {
         applying: &mut Applying,
     ) -> Result<Outcome, Refusal> {
         let known = self.channel(Kind::EventsStore, name.as_str());
-        if known.and_then(|channel| channel.cursor(reader)).is_none() {
-            if self.index_bytes() >= self.limits.index_bytes {
-                return Err(Refusal::IndexFull);
-            }
-            if known.is_some_and(Channel::has_all_cursors) {
-                return Err(Refusal::TooManyCursors);
-            }
+        let is_new = known.and_then(|channel| channel.cursor(reader)).is_none();
+        if is_new && known.is_some_and(Channel::has_all_cursors) {
+            return Err(Refusal::TooManyCursors);
         }
         let id = self.find_or_create(at, Kind::EventsStore, name, applying)?;
         let after = self.change(id, |channel| {

@@ -47,14 +47,12 @@ pub const SNAPSHOT_RECORD: usize = 256 << 10;
 pub struct Limits {
     /// Channels of all kinds together.
     pub channels: u64,
-    /// Bytes of index in RAM: channels, runs, copies, timers and bitmaps.
-    pub index_bytes: u64,
     /// Origins whose batches are remembered; beyond it the one that was idle longest is forgotten.
     pub origins: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { channels: 100_000, index_bytes: 1 << 30, origins: 256 }
+        Self { channels: 100_000, origins: 256 }
     }
 }

@@ -1,87 +1,135 @@
-//! Which bodies are still referred to, in the order of the log: what may not be removed from disk. It merges channels
-//! as it goes and never lists all of their messages at once.
+//! Which bodies are still referred to: what may not be removed from disk. It goes from channel to channel and lists some
+//! thousand ranges at a time, in no order that means anything; a body may be named twice.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::sync::Arc;
 
-use crate::channel::Channel;
+use bytes::Bytes;
+
+use crate::channel::{Channel, ChannelId};
+use crate::previous::{Piece, Previous};
 use crate::reference::Reference;
+use crate::restore::RestoreError;
+use crate::runs::Run;
 use crate::state::State;
 
-/// Parts of one entry that follow each other.
-type Stretch = (u64, u32);
+/// Ranges in one piece, and some more.
+const PER_PIECE: usize = 4096;
 
-type Stretches<'a> = Box<dyn Iterator<Item = Stretch> + Send + 'a>;
+/// An entry, the first part of it, and how many parts from there.
+type Range = (u64, u16, u16);
 
-/// Walks over `(entry, first part, how many parts)`, ascending; neighbours are joined.
-pub struct Living<'a> {
-    /// Each ascending.
-    sources: Vec<Stretches<'a>>,
-    /// The next stretch of each source that has one.
-    next: BinaryHeap<Reverse<(Stretch, usize)>>,
+/// Where the walk goes on.
+#[derive(Debug)]
+enum Stage {
+    /// The first channel behind this one.
+    After(Option<ChannelId>),
+    /// Sealed blocks of a channel from this sequence on.
+    Runs(Arc<Channel>, u64),
+    Timers,
+    Done,
 }
 
-impl std::fmt::Debug for Living<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Living").field("sources", &self.sources.len()).finish_non_exhaustive()
+/// Walks over every body that a state refers to.
+#[derive(Debug)]
+pub struct LivingWalk {
+    state: State,
+    stage: Stage,
+    previous: Previous,
+    out: Vec<Range>,
+}
+
+impl LivingWalk {
+    pub(crate) fn new(state: State) -> Self {
+        Self { state, stage: Stage::After(None), previous: Previous::default(), out: Vec::new() }
     }
-}
 
-/// Every body that `state` refers to.
-pub(crate) fn living(state: &State) -> Living<'_> {
-    let mut sources: Vec<Stretches<'_>> = Vec::new();
-    let mut single: Vec<u64> = Vec::new();
-    for channel in state.channels.values() {
-        if channel.runs.count() > 0 {
-            sources.push(Box::new(of_runs(channel)));
-        }
-        single.extend(channel.copies.iter().map(|copy| copy.body.word()));
-    }
-    // A timer of a deleted channel will be ignored, so its body is not needed.
-    let timers = state.timers.iter().filter(|timer| state.channels.contains_key(&timer.channel));
-    single.extend(timers.map(|timer| timer.body.word()));
-    single.sort_unstable();
-    sources.push(Box::new(single.into_iter().map(|word| (word, 1))));
-
-    let mut next = BinaryHeap::with_capacity(sources.len());
-    for (place, source) in sources.iter_mut().enumerate() {
-        next.extend(source.next().map(|stretch| Reverse((stretch, place))));
-    }
-    Living { sources, next }
-}
-
-fn of_runs(channel: &Channel) -> impl Iterator<Item = Stretch> + '_ {
-    let runs = channel.runs.blocks().flat_map(|(_, block)| block.runs());
-    runs.flat_map(|run| {
-        let ranges = channel.alive_ranges(run.first_sequence, run.end());
-        ranges.map(|(first, end)| (run.reference(first).word(), (end - first) as u32))
-    })
-}
-
-impl Living<'_> {
-    fn take(&mut self) -> Option<Stretch> {
-        let Reverse((stretch, place)) = self.next.pop()?;
-        let following = self.sources.get_mut(place).and_then(Iterator::next);
-        self.next.extend(following.map(|stretch| Reverse((stretch, place))));
-        Some(stretch)
-    }
-}
-
-impl Iterator for Living<'_> {
-    type Item = (u64, u16, u32);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let (start, mut count) = self.take()?;
-        let entry = Reference::from_word(start).entry();
-        while let Some(Reverse(((following, more), _))) = self.next.peek().copied() {
-            let end = start + u64::from(count);
-            if following > end || Reference::from_word(following).entry() != entry {
-                break;
+    /// The next ranges: an entry, the first part of it, and how many parts from there.
+    ///
+    /// # Errors
+    ///
+    /// What left the memory is not in the chunks that were handed over.
+    pub fn next_piece(&mut self) -> Result<Piece<Vec<(u64, u16, u16)>>, RestoreError> {
+        while self.out.len() < PER_PIECE {
+            match std::mem::replace(&mut self.stage, Stage::Done) {
+                Stage::After(before) => self.stage = self.channel_after(before),
+                Stage::Runs(channel, from) => {
+                    let (stage, needs_more) = self.runs(channel, from)?;
+                    self.stage = stage;
+                    if needs_more {
+                        return Ok(Piece::Previous);
+                    }
+                }
+                Stage::Timers => self.stage = self.timers(),
+                Stage::Done => break,
             }
-            // Joined; or named twice, which would be harmless.
-            count = count.max((following - start) as u32 + more);
-            self.take();
         }
-        Some((entry, Reference::from_word(start).part(), count))
+        if self.out.is_empty() { Ok(Piece::End) } else { Ok(Piece::Next(std::mem::take(&mut self.out))) }
+    }
+
+    /// Hands over the next chunk of the newest durable snapshot; nothing when there is none.
+    pub fn feed(&mut self, chunk: Option<Bytes>) {
+        self.previous.feed(chunk);
+    }
+
+    /// All ranges at once, of a state of which nothing left the memory.
+    ///
+    /// # Errors
+    ///
+    /// Something did.
+    pub fn all(mut self) -> Result<Vec<(u64, u16, u16)>, RestoreError> {
+        let mut ranges = Vec::new();
+        loop {
+            match self.next_piece()? {
+                Piece::Next(some) => ranges.extend(some),
+                Piece::Previous => self.feed(None),
+                Piece::End => return Ok(ranges),
+            }
+        }
+    }
+
+    fn channel_after(&mut self, before: Option<ChannelId>) -> Stage {
+        let from = before.map_or(0, |id| id.0.saturating_add(1));
+        match self.state.channels.range(ChannelId(from)..).next() {
+            Some((_, channel)) => Stage::Runs(Arc::clone(channel), 0),
+            None => Stage::Timers,
+        }
+    }
+
+    /// Lists the next block of a channel; says what comes next, and whether more of the snapshot before is needed first.
+    fn runs(&mut self, channel: Arc<Channel>, from: u64) -> Result<(Stage, bool), RestoreError> {
+        let Some((first, block)) = channel.runs.sealed_from(from).next() else {
+            self.list(&channel, channel.runs.open().0);
+            self.out.extend(channel.copies.iter().map(|copy| (copy.body.entry(), copy.body.part(), 1)));
+            return Ok((Stage::After(Some(channel.id())), false));
+        };
+        let next = first + 1;
+        match block.runs() {
+            Some(runs) => self.list(&channel, runs),
+            None => match self.previous.block(channel.id(), *first, block.sum())? {
+                Some(runs) => self.list(&channel, &runs),
+                None => return Ok((Stage::Runs(channel, from), true)),
+            },
+        }
+        Ok((Stage::Runs(channel, next), false))
+    }
+
+    fn list(&mut self, channel: &Channel, runs: &[Run]) {
+        for run in runs {
+            for (first, end) in channel.alive_ranges(run.first_sequence, run.end()) {
+                let body: Reference = run.reference(first);
+                self.out.push((body.entry(), body.part(), (end - first) as u16));
+            }
+        }
+    }
+
+    fn timers(&mut self) -> Stage {
+        let mut taken = Vec::new();
+        if !self.state.timers.take_some(PER_PIECE, &mut taken) {
+            return Stage::Done;
+        }
+        // A timer of a deleted channel will be ignored, so its body is not needed.
+        taken.retain(|timer| self.state.channels.contains_key(&timer.channel));
+        self.out.extend(taken.iter().map(|timer| (timer.body.entry(), timer.body.part(), 1)));
+        Stage::Timers
     }
 }

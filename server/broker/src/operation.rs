@@ -7,12 +7,14 @@ use bytes::{BufMut, Bytes, BytesMut};
 use crate::channel::ChannelId;
 use crate::codec::{Malformed, put_number, take_byte, take_bytes, take_number, take_number_u16, take_number_u32};
 use crate::cursors::{Reader, Start};
-use crate::limits::{MOVE_ITEMS, RELEASE_TIMERS};
+use crate::limits::{ENTRY_BOUND, MOVE_ITEMS, RELEASE_TIMERS};
 use crate::name::{Kind, Name, NameError};
 use crate::sequences::Sequences;
 
-/// The layout that this version writes and reads, for every operation.
+/// The layout that this version writes and reads, for every operation but a move.
 const VERSION: u8 = 1;
+/// The layout of a move that this version writes; it reads the first one, too.
+const MOVE_VERSION: u8 = 2;
 
 const PUBLISH: u8 = 1;
 const ACK: u8 = 2;
@@ -50,6 +52,20 @@ pub struct MoveItem {
     pub receive_count: u32,
     /// When the copy expires, in nanoseconds; 0 for never.
     pub expires_at: u64,
+    /// Where its first publish stands, as whoever moves it has found it: those who apply this may not have the block at
+    /// hand that tells. Not asked for when it was stored again before. Version 1 did not say it.
+    pub stored: Option<Stored>,
+}
+
+/// Where a message stands in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Entry that carries it.
+    pub entry: u64,
+    /// Part of that entry.
+    pub part: u16,
+    /// Its size.
+    pub bytes: u32,
 }
 
 /// Names one delayed message.
@@ -270,6 +286,12 @@ impl Operation {
                     put_number(out, item.sequence);
                     put_number(out, u64::from(item.receive_count));
                     put_number(out, item.expires_at);
+                    // Entries begin with 1: 0 says that nothing is said.
+                    put_number(out, item.stored.map_or(0, |stored| stored.entry));
+                    if let Some(Stored { part, bytes, .. }) = item.stored {
+                        put_number(out, u64::from(part));
+                        put_number(out, u64::from(bytes));
+                    }
                 }
             }
             Self::Drop { channel, sequences } => {
@@ -349,7 +371,7 @@ impl Operation {
             return Err(DecodeError::UnknownCode(code));
         }
         let version = take_byte(&mut rest)?;
-        if version != VERSION {
+        if version == 0 || version > newest(code) {
             return Err(DecodeError::UnknownVersion { code, version });
         }
         let operation = match code {
@@ -360,7 +382,7 @@ impl Operation {
                 return Ok(Self::Publish { kind, channel, delay_ms, expiration_ms, message: rest });
             }
             ACK => Self::Ack { channel: take_id(&mut rest)?, sequences: Sequences::decode(&mut rest)? },
-            MOVE => decode_move(&mut rest)?,
+            MOVE => decode_move(&mut rest, version)?,
             DROP => Self::Drop { channel: take_id(&mut rest)?, sequences: Sequences::decode(&mut rest)? },
             RELEASE => decode_release(&mut rest)?,
             CREATE => {
@@ -400,7 +422,12 @@ impl Operation {
 
 fn head(out: &mut BytesMut, code: u8) {
     out.put_u8(code);
-    out.put_u8(VERSION);
+    out.put_u8(newest(code));
+}
+
+/// The newest layout of an operation.
+fn newest(code: u8) -> u8 {
+    if code == MOVE { MOVE_VERSION } else { VERSION }
 }
 
 fn put_channel(out: &mut BytesMut, kind: Kind, name: &Name) {
@@ -424,7 +451,7 @@ fn take_id(from: &mut Bytes) -> Result<ChannelId, DecodeError> {
     Ok(ChannelId(take_number(from)?))
 }
 
-fn decode_move(from: &mut Bytes) -> Result<Operation, DecodeError> {
+fn decode_move(from: &mut Bytes, version: u8) -> Result<Operation, DecodeError> {
     let source = take_id(from)?;
     let to = take_channel(from)?;
     let mode = match take_byte(from)? {
@@ -442,9 +469,21 @@ fn decode_move(from: &mut Bytes) -> Result<Operation, DecodeError> {
         let sequence = take_number(from)?;
         let receive_count = take_number_u32(from)?;
         let expires_at = take_number(from)?;
-        items.push(MoveItem { sequence, receive_count, expires_at });
+        let stored = if version < MOVE_VERSION { None } else { take_stored(from)? };
+        items.push(MoveItem { sequence, receive_count, expires_at, stored });
     }
     Ok(Operation::Move { from: source, to, mode, items })
+}
+
+fn take_stored(from: &mut Bytes) -> Result<Option<Stored>, DecodeError> {
+    let entry = take_number(from)?;
+    if entry == 0 {
+        return Ok(None);
+    }
+    if entry >= ENTRY_BOUND {
+        return Err(DecodeError::Number);
+    }
+    Ok(Some(Stored { entry, part: take_number_u16(from)?, bytes: take_number_u32(from)? }))
 }
 
 fn decode_release(from: &mut Bytes) -> Result<Operation, DecodeError> {
@@ -473,8 +512,13 @@ mod tests {
     fn examples() -> Vec<Operation> {
         let sequences: Sequences = [1, 2, 3, 9, 40].into_iter().collect();
         let items = vec![
-            MoveItem { sequence: 7, receive_count: 3, expires_at: 0 },
-            MoveItem { sequence: 2, receive_count: u32::MAX, expires_at: u64::MAX },
+            MoveItem { sequence: 7, receive_count: 3, expires_at: 0, stored: None },
+            MoveItem {
+                sequence: 2,
+                receive_count: u32::MAX,
+                expires_at: u64::MAX,
+                stored: Some(Stored { entry: ENTRY_BOUND - 1, part: u16::MAX, bytes: u32::MAX }),
+            },
         ];
         vec![
             Operation::Publish {

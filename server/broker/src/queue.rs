@@ -19,10 +19,11 @@ impl State {
     /// Lets `change` have a channel for itself, and counts what that does to the memory of the index.
     pub(crate) fn change<T>(&mut self, id: ChannelId, change: impl FnOnce(&mut Channel) -> T) -> Option<T> {
         let channel = Arc::make_mut(self.channels.get_mut(&id)?);
-        let before = channel.index_bytes();
+        let (before, sealed_before) = (channel.index_bytes(), channel.runs.sealed_here_bytes());
         let result = change(channel);
-        let after = channel.index_bytes();
+        let (after, sealed_after) = (channel.index_bytes(), channel.runs.sealed_here_bytes());
         self.channel_bytes = self.channel_bytes.saturating_sub(before).saturating_add(after);
+        self.sealed_bytes = self.sealed_bytes.saturating_sub(sealed_before).saturating_add(sealed_after);
         Some(result)
     }
 
@@ -67,9 +68,6 @@ impl State {
     ) -> Result<Outcome, Refusal> {
         if !kind.is_stored() {
             return Err(Refusal::NotStored);
-        }
-        if self.index_bytes() >= self.limits.index_bytes {
-            return Err(Refusal::IndexFull);
         }
         let id = self.find_or_create(at, kind, name, applying)?;
         let time = applying.time;
@@ -218,8 +216,8 @@ impl State {
         gone: &mut Gone,
     ) -> Option<Copy> {
         let source = self.channels.get(&from)?;
-        let location = source.locate(item.sequence)?;
-        let before = location.copy;
+        let before = source.copy(item.sequence);
+        let (body, bytes) = source.body_to_move(item)?;
         let (rerouted_from, cleared_policy) = match mode {
             MoveMode::Return => (before.and_then(|copy| copy.rerouted_from.clone()), false),
             MoveMode::DeadLetter => (Some(Arc::clone(source.name())), true),
@@ -230,9 +228,9 @@ impl State {
             time,
             expires_at: item.expires_at,
             rerouted_from,
-            body: Reference::new(location.entry, location.part),
+            body,
             receive_count: item.receive_count,
-            bytes: u32::try_from(location.bytes).unwrap_or(u32::MAX),
+            bytes,
             cleared_policy: cleared_policy || before.is_some_and(|copy| copy.cleared_policy),
             fresh: mode == MoveMode::Requeue,
         };
@@ -305,6 +303,7 @@ impl State {
     fn remove(&mut self, id: ChannelId, applying: &mut Applying) -> bool {
         let Some(channel) = self.channels.remove(&id) else { return false };
         self.channel_bytes = self.channel_bytes.saturating_sub(channel.index_bytes());
+        self.sealed_bytes = self.sealed_bytes.saturating_sub(channel.runs.sealed_here_bytes());
         if let Some(names) = self.names.get_mut(channel.kind().place()) {
             names.remove(channel.name().as_bytes());
         }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 
 use crate::channel::{Channel, ChannelId, Totals};
 use crate::codec::{
@@ -12,15 +12,16 @@ use crate::codec::{
 };
 use crate::copies::Copy;
 use crate::effect::{Outcome, Refusal};
-use crate::limits::{BITMAP_BLOCK, COPIES_PER_BLOCK, CURSORS_PER_CHANNEL, Limits, RUNS_PER_BLOCK, SNAPSHOT_RECORD};
+use crate::limits::{BITMAP_BLOCK, COPIES_PER_BLOCK, CURSORS_PER_CHANNEL, Limits, RUNS_PER_BLOCK};
 use crate::name::{Kind, Name, NameKey};
 use crate::origins::Origin;
+use crate::previous::Records;
 use crate::reference::Reference;
-use crate::runs::{Run, Runs};
+use crate::runs::{Run, Runs, SEALED_LIST_BYTES, Seal};
 use crate::settled::{Bits, Settled};
 use crate::snapshot::{
     CHANNEL, COPIES, CURSORS, END, FULL, HEADER, MAGIC, OLDEST_VERSION, ORIGIN, PARTIAL, RESULTS, RUNS, TIMERS,
-    VERSION, WITHOUT_USE,
+    VERSION, WITHOUT_SIZES, WITHOUT_USE,
 };
 use crate::state::State;
 use crate::timers::{Expiration, Timer};
@@ -54,68 +55,6 @@ pub enum RestoreError {
     Trailing,
 }
 
-/// Reads on across chunks.
-struct Source<I> {
-    chunks: I,
-    current: Bytes,
-    sum: Checksum,
-}
-
-impl<I: Iterator<Item = Bytes>> Source<I> {
-    /// Makes sure that something is there to be read; false at the end.
-    fn fill(&mut self) -> bool {
-        while self.current.is_empty() {
-            match self.chunks.next() {
-                Some(chunk) => self.current = chunk,
-                None => return false,
-            }
-        }
-        true
-    }
-
-    fn byte(&mut self) -> Result<u8, RestoreError> {
-        if !self.fill() {
-            return Err(RestoreError::Truncated);
-        }
-        Ok(self.current.get_u8())
-    }
-
-    fn take(&mut self, length: usize) -> Result<Bytes, RestoreError> {
-        if self.current.len() >= length {
-            return Ok(self.current.split_to(length));
-        }
-        let mut gathered = BytesMut::with_capacity(length);
-        while gathered.len() < length {
-            if !self.fill() {
-                return Err(RestoreError::Truncated);
-            }
-            let some = self.current.len().min(length - gathered.len());
-            gathered.extend_from_slice(&self.current.split_to(some));
-        }
-        Ok(gathered.freeze())
-    }
-
-    /// The next record: its tag and its content, and the checksum of everything before it.
-    fn record(&mut self) -> Result<(u8, Bytes, u64), RestoreError> {
-        let mut length = 0_usize;
-        for shift in [0, 7, 14, 21] {
-            let byte = self.byte()?;
-            length |= usize::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                break;
-            }
-        }
-        if length == 0 || length > SNAPSHOT_RECORD {
-            return Err(RestoreError::Record(0));
-        }
-        let mut record = self.take(length)?;
-        let before = self.sum.value();
-        self.sum.slice(&record);
-        let tag = record.get_u8();
-        Ok((tag, record, before))
-    }
-}
-
 /// A channel of which not everything was read yet.
 struct Building {
     head: Head,
@@ -145,6 +84,7 @@ struct BuildingOrigin {
     results: Vec<Outcome>,
 }
 
+/// What was read so far.
 struct Reader {
     version: u8,
     state: State,
@@ -154,40 +94,95 @@ struct Reader {
     delayed: BTreeMap<ChannelId, u64>,
     /// Channel names that copies repeat.
     names: BTreeMap<NameKey, ()>,
+    /// Bytes of sealed blocks that may still stay in memory.
+    room: u64,
 }
 
-/// Reads a snapshot.
-pub(crate) fn restore(chunks: impl IntoIterator<Item = Bytes>) -> Result<State, RestoreError> {
-    let mut source = Source { chunks: chunks.into_iter(), current: Bytes::new(), sum: Checksum::new() };
-    let (tag, mut header, _) = source.record().map_err(|error| match error {
-        RestoreError::Record(_) => RestoreError::NotASnapshot,
-        other => other,
-    })?;
-    if tag != HEADER || !header.starts_with(MAGIC) {
-        return Err(RestoreError::NotASnapshot);
+/// A snapshot that is being read, chunk by chunk.
+pub struct Restoring {
+    records: Records,
+    sum: Checksum,
+    room: u64,
+    /// Once the header was read.
+    reader: Option<Reader>,
+    ended: bool,
+}
+
+impl std::fmt::Debug for Restoring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Restoring").field("ended", &self.ended).finish_non_exhaustive()
     }
-    header.advance(MAGIC.len());
-    let (version, state) = read_header(&mut header)?;
-    let mut reader =
-        Reader { version, state, building: None, origin: None, delayed: BTreeMap::new(), names: BTreeMap::new() };
-    loop {
-        let (tag, mut record, sum) = source.record()?;
+}
+
+impl Restoring {
+    /// Begins. At most about `room` bytes of sealed blocks stay in memory: those who have a smaller one must be able to
+    /// bring the others back.
+    #[must_use]
+    pub fn new(room: u64) -> Self {
+        Self { records: Records::default(), sum: Checksum::new(), room, reader: None, ended: false }
+    }
+
+    /// Takes the next chunk; how the bytes are cut into chunks does not matter.
+    ///
+    /// # Errors
+    ///
+    /// What was taken so far is not the beginning of a snapshot.
+    pub fn push(&mut self, chunk: Bytes) -> Result<(), RestoreError> {
+        self.records.push(chunk);
+        while !self.ended {
+            let next = self.records.next_record();
+            let next = if self.reader.is_some() { next } else { next.map_err(|_| RestoreError::NotASnapshot) };
+            let Some(record) = next? else { return Ok(()) };
+            self.record(record)?;
+        }
+        if self.records.is_empty() { Ok(()) } else { Err(RestoreError::Trailing) }
+    }
+
+    fn record(&mut self, record: Bytes) -> Result<(), RestoreError> {
+        let before = self.sum.value();
+        self.sum.slice(&record);
+        let mut content = record.slice(1..);
+        let tag = record[0];
+        let Some(reader) = &mut self.reader else {
+            if tag != HEADER || !content.starts_with(MAGIC) {
+                return Err(RestoreError::NotASnapshot);
+            }
+            content.advance(MAGIC.len());
+            let (version, state) = read_header(&mut content)?;
+            self.reader = Some(Reader {
+                version,
+                state,
+                building: None,
+                origin: None,
+                delayed: BTreeMap::new(),
+                names: BTreeMap::new(),
+                room: self.room,
+            });
+            return Ok(());
+        };
         if tag == END {
-            let written = take_word(&mut record).map_err(|_| RestoreError::Record(END))?;
-            if written != sum || !record.is_empty() {
+            let written = take_word(&mut content).map_err(|_| RestoreError::Record(END))?;
+            if written != before || !content.is_empty() {
                 return Err(RestoreError::Checksum);
             }
-            break;
+            self.ended = true;
+            return Ok(());
         }
-        reader.record(tag, &mut record)?;
-        if !record.is_empty() {
-            return Err(RestoreError::Record(tag));
+        reader.record(tag, &mut content)?;
+        if content.is_empty() { Ok(()) } else { Err(RestoreError::Record(tag)) }
+    }
+
+    /// The state that the snapshot was taken of.
+    ///
+    /// # Errors
+    ///
+    /// Something is missing, or does not fit together.
+    pub fn finish(self) -> Result<State, RestoreError> {
+        match self.reader {
+            Some(reader) if self.ended => reader.finish(),
+            _ => Err(RestoreError::Truncated),
         }
     }
-    if source.fill() {
-        return Err(RestoreError::Trailing);
-    }
-    reader.finish()
 }
 
 fn read_header(header: &mut Bytes) -> Result<(u8, State), RestoreError> {
@@ -196,15 +191,17 @@ fn read_header(header: &mut Bytes) -> Result<(u8, State), RestoreError> {
     if !(OLDEST_VERSION..=VERSION).contains(&version) {
         return Err(RestoreError::UnknownVersion(version));
     }
-    let mut numbers = [0; 5];
-    for number in &mut numbers {
-        *number = take_number(header).map_err(unreadable)?;
+    let mut number = || take_number(header).map_err(unreadable);
+    let channels = number()?;
+    if version <= WITHOUT_SIZES {
+        // A limit of the index, which was a part of the state.
+        number()?;
     }
+    let (origins, entry, time) = (number()?, number()?, number()?);
     if !header.is_empty() {
         return Err(RestoreError::Record(HEADER));
     }
-    let [channels, index_bytes, origins, entry, time] = numbers;
-    let mut state = State::new(Limits { channels, index_bytes, origins });
+    let mut state = State::new(Limits { channels, origins });
     state.entry = entry;
     state.time = time;
     state.timers.advance(time, &mut Vec::new());
@@ -234,8 +231,8 @@ impl Reader {
                 read_cursors(record, version, channel).ok_or(RestoreError::Record(tag))
             }
             RUNS => {
-                let (sealed, runs) = read_runs(record).ok_or(RestoreError::Record(tag))?;
-                self.runs(sealed, runs)
+                let (seal, runs) = read_runs(record, self.version).ok_or(RestoreError::Record(tag))?;
+                self.runs(seal, runs)
             }
             COPIES => {
                 let copies = read_copies(record, &mut self.names).ok_or(RestoreError::Record(tag))?;
@@ -278,14 +275,19 @@ impl Reader {
         Ok(building.channel.insert(channel))
     }
 
-    fn runs(&mut self, sealed: bool, runs: Vec<Run>) -> Result<(), RestoreError> {
+    fn runs(&mut self, mut seal: Seal, runs: Vec<Run>) -> Result<(), RestoreError> {
+        let room = self.room;
         let channel = self.channel()?;
+        // Only what says its size can be without its runs.
+        if let Seal::Sealed { bytes: Some(_), stays } = &mut seal {
+            *stays = room >= SEALED_LIST_BYTES;
+        }
         let mut all: Runs = std::mem::take(&mut channel.runs);
-        let alive = |run: &Run| {
-            channel.alive_ranges(run.first_sequence, run.end()).map(|(first, end)| end - first).sum::<u64>()
-        };
-        let taken = all.restore_block(runs, sealed, channel.next_sequence(), alive);
+        let taken = all.restore_block(runs, seal, channel.next_sequence(), |run| channel.alive_in(run));
         channel.runs = all;
+        if matches!(seal, Seal::Sealed { stays: true, .. }) {
+            self.room = room.saturating_sub(SEALED_LIST_BYTES);
+        }
         taken.ok_or(RestoreError::Contradiction("runs are out of order, or nothing in a block is alive"))
     }
 
@@ -306,6 +308,7 @@ impl Reader {
             return Err(RestoreError::Contradiction("two channels have one name"));
         }
         self.state.channel_bytes = self.state.channel_bytes.saturating_add(channel.index_bytes());
+        self.state.sealed_bytes = self.state.sealed_bytes.saturating_add(channel.runs.sealed_here_bytes());
         self.state.channels.insert(id, Arc::new(channel));
         Ok(())
     }
@@ -418,8 +421,13 @@ fn read_cursors(record: &mut Bytes, version: u8, channel: &mut Channel) -> Optio
     (channel.kind() == Kind::EventsStore && channel.cursors.len() <= CURSORS_PER_CHANNEL).then_some(())
 }
 
-fn read_runs(record: &mut Bytes) -> Option<(bool, Vec<Run>)> {
-    let sealed = take_flag(record)?;
+/// Reads a block of runs of a snapshot of this version, and whether it was sealed.
+pub(crate) fn read_runs(record: &mut Bytes, version: u8) -> Option<(Seal, Vec<Run>)> {
+    let seal = match take_flag(record)? {
+        false => Seal::Open,
+        true if version <= WITHOUT_SIZES => Seal::Sealed { bytes: None, stays: true },
+        true => Seal::Sealed { bytes: Some(take_number(record).ok()?), stays: true },
+    };
     let count = usize::try_from(take_number(record).ok()?).ok().filter(|count| *count <= RUNS_PER_BLOCK)?;
     let mut runs = Vec::with_capacity(count);
     let (mut end, mut entry) = (0_u64, 0_u64);
@@ -432,7 +440,7 @@ fn read_runs(record: &mut Bytes) -> Option<(bool, Vec<Run>)> {
         end = first_sequence.checked_add(u64::from(count))?;
         runs.push(Run { first_sequence, entry, first_part, count, bytes });
     }
-    Some((sealed, runs))
+    Some((seal, runs))
 }
 
 fn read_copies(record: &mut Bytes, names: &mut BTreeMap<NameKey, ()>) -> Option<Vec<Copy>> {
@@ -503,9 +511,9 @@ fn read_outcome(record: &mut Bytes) -> Option<Outcome> {
             1 => Refusal::Malformed,
             2 => Refusal::Name,
             3 => Refusal::TooManyChannels,
-            4 => Refusal::IndexFull,
             5 => Refusal::NotStored,
-            6 => Refusal::Exhausted,
+            // Up to version 3 there was a limit of the index inside the state, and 4 was said when it was reached.
+            4 | 6 => Refusal::Exhausted,
             7 => Refusal::TooManyCursors,
             _ => return None,
         }),

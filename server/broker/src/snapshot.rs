@@ -1,5 +1,6 @@
-//! Writes a state down: a stream of records, made block by block while the state itself goes on. It writes no bodies
-//! and no files, and it never holds more than about one chunk of what it has written.
+//! Writes a state down: a stream of records, made block by block while the state itself goes on. What left the memory
+//! is taken over from the snapshot before. It writes no bodies and no files, and it never holds more than about one
+//! chunk of what it has written.
 //!
 //! A record is its length, its tag and its content. The stream opens with a header and ends with a checksum of
 //! everything before. A channel is its head, then its marks, its readers' places, its blocks of runs and its blocks of
@@ -10,20 +11,24 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::channel::{Channel, Totals};
+use crate::channel::{Channel, ChannelId, Totals};
 use crate::codec::{Checksum, put_number, put_text};
 use crate::copies::Copy;
 use crate::cursors::{Cursor, put_place};
 use crate::effect::{BlockKey, Outcome, Refusal};
 use crate::limits::{SNAPSHOT_CHUNK, SNAPSHOT_RECORD};
-use crate::living::Living;
+use crate::living::LivingWalk;
 use crate::origins::Origin;
-use crate::runs::{Block, Run};
+use crate::previous::{Piece, Previous};
+use crate::restore::RestoreError;
+use crate::runs::Run;
 use crate::state::State;
 use crate::timers::Timer;
 
 pub(crate) const MAGIC: &[u8; 4] = b"KMQB";
-pub(crate) const VERSION: u8 = 3;
+pub(crate) const VERSION: u8 = 4;
+/// Up to this version a limit of the index stands in the header, and a sealed block does not say its size.
+pub(crate) const WITHOUT_SIZES: u8 = 3;
 /// Up to this version places of readers do not say when they were used.
 pub(crate) const WITHOUT_USE: u8 = 2;
 /// Version 1 had no places of readers and is like version 2 otherwise.
@@ -73,13 +78,14 @@ impl Snapshot {
         self.state.digest()
     }
 
-    /// Every body that it refers to, in the order in which they lie in the log.
+    /// Every body that it refers to.
     #[must_use]
-    pub fn living(&self) -> Living<'_> {
-        self.state.living()
+    pub fn living(&self) -> LivingWalk {
+        LivingWalk::new(self.state.clone())
     }
 
-    /// Every block that the index on disk should hold, as [`crate::Effect::Sealed`] named them one by one.
+    /// Every block that is in memory and that the index on disk should hold, as [`crate::Effect::Sealed`] named them
+    /// one by one.
     pub fn sealed_blocks(&self) -> impl Iterator<Item = (BlockKey, Bytes)> + '_ {
         let runs = self.state.channels.values().flat_map(|channel| {
             let sealed = channel.runs.sealed_blocks();
@@ -90,8 +96,9 @@ impl Snapshot {
     }
 
     /// Its bytes, in chunks of at most 1 MiB, each made when it is asked for.
-    pub fn chunks(self) -> impl Iterator<Item = Bytes> + Send + 'static {
-        Writer::new(self.state)
+    #[must_use]
+    pub fn chunks(&self) -> SnapshotChunks {
+        SnapshotChunks::new(self.state.clone())
     }
 }
 
@@ -100,19 +107,24 @@ impl Snapshot {
 enum Stage {
     Header,
     Channels,
-    InChannel(Box<Channel>),
+    /// Blocks of runs from this sequence on.
+    Runs(Arc<Channel>, u64),
+    /// Blocks of copies from this sequence on.
+    Copies(Arc<Channel>, u64),
     Timers,
     Origins,
     End,
     Done,
 }
 
+/// A snapshot's bytes, piece by piece.
 #[derive(Debug)]
-struct Writer {
+pub struct SnapshotChunks {
     state: State,
-    channels: btree_map::IntoIter<crate::ChannelId, Arc<Channel>>,
+    channels: btree_map::IntoIter<ChannelId, Arc<Channel>>,
     timers: Option<TimerBatches>,
     stage: Stage,
+    previous: Previous,
     out: BytesMut,
     sum: Checksum,
 }
@@ -124,11 +136,63 @@ struct TimerBatches {
     taken: Vec<Timer>,
 }
 
-impl Writer {
+impl SnapshotChunks {
     fn new(mut state: State) -> Self {
         let channels = std::mem::take(&mut state.channels).into_iter();
         let timers = TimerBatches { left: std::mem::take(&mut state.timers), taken: Vec::new() };
-        Self { state, channels, timers: Some(timers), stage: Stage::Header, out: BytesMut::new(), sum: Checksum::new() }
+        Self {
+            state,
+            channels,
+            timers: Some(timers),
+            stage: Stage::Header,
+            previous: Previous::default(),
+            out: BytesMut::new(),
+            sum: Checksum::new(),
+        }
+    }
+
+    /// The next chunk.
+    ///
+    /// # Errors
+    ///
+    /// What left the memory is not in the chunks that were handed over.
+    pub fn next_piece(&mut self) -> Result<Piece<Bytes>, RestoreError> {
+        while self.out.len() < SNAPSHOT_CHUNK && !matches!(self.stage, Stage::Done) {
+            let (stage, needs_more) = match std::mem::replace(&mut self.stage, Stage::Done) {
+                Stage::Runs(channel, from) => self.runs(channel, from)?,
+                stage => (self.step(stage), false),
+            };
+            self.stage = stage;
+            if needs_more {
+                return Ok(Piece::Previous);
+            }
+        }
+        if self.out.is_empty() {
+            return Ok(Piece::End);
+        }
+        let length = self.out.len().min(SNAPSHOT_CHUNK);
+        Ok(Piece::Next(self.out.split_to(length).freeze()))
+    }
+
+    /// Hands over the next chunk of the newest durable snapshot; nothing when there is none.
+    pub fn feed(&mut self, chunk: Option<Bytes>) {
+        self.previous.feed(chunk);
+    }
+
+    /// All chunks at once, of a state of which nothing left the memory.
+    ///
+    /// # Errors
+    ///
+    /// Something did.
+    pub fn all(mut self) -> Result<Vec<Bytes>, RestoreError> {
+        let mut chunks = Vec::new();
+        loop {
+            match self.next_piece()? {
+                Piece::Next(chunk) => chunks.push(chunk),
+                Piece::Previous => self.feed(None),
+                Piece::End => return Ok(chunks),
+            }
+        }
     }
 
     fn record(&mut self, tag: u8, write: impl FnOnce(&mut BytesMut)) {
@@ -141,34 +205,30 @@ impl Writer {
         self.out.put_slice(&content);
     }
 
-    /// Writes the next piece.
-    fn step(&mut self) {
-        self.stage = match std::mem::replace(&mut self.stage, Stage::Done) {
+    /// Writes what needs nothing from before, and says what comes next.
+    fn step(&mut self, stage: Stage) -> Stage {
+        match stage {
             Stage::Header => {
                 self.header();
                 Stage::Channels
             }
             Stage::Channels => match self.channels.next() {
                 Some((_, channel)) => {
-                    let channel = Arc::unwrap_or_clone(channel);
                     self.channel_head(&channel);
                     self.marks(&channel);
                     self.cursors(&channel);
-                    Stage::InChannel(Box::new(channel))
+                    Stage::Runs(channel, 0)
                 }
                 None => Stage::Timers,
             },
-            Stage::InChannel(mut channel) => {
-                if let Some(block) = channel.runs.take_first() {
-                    self.record(RUNS, |out| put_runs(out, &block));
-                    Stage::InChannel(channel)
-                } else if let Some(block) = channel.copies.take_first() {
-                    self.record(COPIES, |out| put_copies(out, &block));
-                    Stage::InChannel(channel)
-                } else {
-                    Stage::Channels
+            Stage::Runs(channel, _) => Stage::Copies(channel, 0),
+            Stage::Copies(channel, from) => match channel.copies.block_from(from) {
+                Some((first, block)) => {
+                    self.record(COPIES, |out| put_copies(out, block));
+                    Stage::Copies(Arc::clone(&channel), first + 1)
                 }
-            }
+                None => Stage::Channels,
+            },
             Stage::Timers => self.timers(),
             Stage::Origins => {
                 self.origins();
@@ -180,7 +240,27 @@ impl Writer {
                 Stage::Done
             }
             Stage::Done => Stage::Done,
+        }
+    }
+
+    /// Writes the next block of runs; says what comes next, and whether more of the snapshot before is needed first.
+    fn runs(&mut self, channel: Arc<Channel>, from: u64) -> Result<(Stage, bool), RestoreError> {
+        let Some((first, block)) = channel.runs.sealed_from(from).next() else {
+            let (open, _) = channel.runs.open();
+            if !open.is_empty() {
+                self.record(RUNS, |out| put_runs(out, open, None));
+            }
+            return Ok((Stage::Copies(channel, 0), false));
         };
+        match block.runs() {
+            Some(runs) => self.record(RUNS, |out| put_runs(out, runs, Some(block.bytes()))),
+            None => match self.previous.block(channel.id(), *first, block.sum())? {
+                Some(runs) => self.record(RUNS, |out| put_runs(out, &runs, Some(block.bytes()))),
+                None => return Ok((Stage::Runs(channel, from), true)),
+            },
+        }
+        let next = first + 1;
+        Ok((Stage::Runs(channel, next), false))
     }
 
     fn header(&mut self) {
@@ -188,7 +268,7 @@ impl Writer {
         self.record(HEADER, |out| {
             out.put_slice(MAGIC);
             out.put_u8(VERSION);
-            for number in [limits.channels, limits.index_bytes, limits.origins, entry, time] {
+            for number in [limits.channels, limits.origins, entry, time] {
                 put_number(out, number);
             }
         });
@@ -299,21 +379,6 @@ impl Writer {
     }
 }
 
-impl Iterator for Writer {
-    type Item = Bytes;
-
-    fn next(&mut self) -> Option<Bytes> {
-        while self.out.len() < SNAPSHOT_CHUNK && !matches!(self.stage, Stage::Done) {
-            self.step();
-        }
-        if self.out.is_empty() {
-            return None;
-        }
-        let length = self.out.len().min(SNAPSHOT_CHUNK);
-        Some(self.out.split_to(length).freeze())
-    }
-}
-
 /// The totals in the order in which they are written.
 pub(crate) fn totals_as_list(totals: &Totals) -> [u64; 8] {
     [
@@ -328,11 +393,15 @@ pub(crate) fn totals_as_list(totals: &Totals) -> [u64; 8] {
     ]
 }
 
-fn put_runs(out: &mut BytesMut, block: &Block) {
-    out.put_u8(u8::from(block.is_sealed()));
-    put_number(out, block.runs().len() as u64);
+/// Writes a block: an open one, or a sealed one with the size of what is not settled in it.
+fn put_runs(out: &mut BytesMut, runs: &[Run], sealed: Option<u64>) {
+    out.put_u8(u8::from(sealed.is_some()));
+    if let Some(bytes) = sealed {
+        put_number(out, bytes);
+    }
+    put_number(out, runs.len() as u64);
     let mut before = Run { first_sequence: 0, entry: 0, first_part: 0, count: 0, bytes: 0 };
-    for run in block.runs() {
+    for run in runs {
         put_number(out, run.first_sequence - before.end());
         put_number(out, run.entry - before.entry);
         put_number(out, u64::from(run.first_part));
@@ -393,7 +462,7 @@ fn refusal_number(refusal: Refusal) -> u64 {
         Refusal::Malformed => 1,
         Refusal::Name => 2,
         Refusal::TooManyChannels => 3,
-        Refusal::IndexFull => 4,
+        // 4 was used up to version 3.
         Refusal::NotStored => 5,
         Refusal::Exhausted => 6,
         Refusal::TooManyCursors => 7,

@@ -13,7 +13,8 @@ use crate::name::{Kind, NameKey};
 use crate::operation::{Operation, TimerRef};
 use crate::origins::{BatchView, Origins};
 use crate::reference::Reference;
-use crate::restore::RestoreError;
+use crate::restore::{RestoreError, Restoring};
+use crate::runs::{SEALED_LIST_BYTES, decode_run_block};
 use crate::snapshot::Snapshot;
 use crate::timers::Timers;
 
@@ -34,6 +35,8 @@ pub struct State {
     pub(crate) origins: Origins,
     /// What all channels cost in RAM.
     pub(crate) channel_bytes: u64,
+    /// What of that are sealed blocks of runs.
+    pub(crate) sealed_bytes: u64,
 }
 
 /// A delayed message: when it is due, and where it is.
@@ -80,6 +83,7 @@ impl State {
             timers: Timers::default(),
             origins: Origins::default(),
             channel_bytes: 0,
+            sealed_bytes: 0,
         }
     }
 
@@ -287,12 +291,16 @@ impl State {
             timers: self.timers.clone(),
             origins: self.origins.clone(),
             channel_bytes: self.channel_bytes,
+            sealed_bytes: self.sealed_bytes,
         })
     }
 
-    /// The state that a snapshot was taken of. Total on any bytes; how they are cut into chunks does not matter.
+    /// The state that a snapshot was taken of, all of it in memory. Total on any bytes; how they are cut into chunks does
+    /// not matter.
     pub fn restore(chunks: impl IntoIterator<Item = Bytes>) -> Result<Self, RestoreError> {
-        crate::restore::restore(chunks)
+        let mut restoring = Restoring::new(u64::MAX);
+        chunks.into_iter().try_for_each(|chunk| restoring.push(chunk))?;
+        restoring.finish()
     }
 
     /// A number that is equal for equal states, and almost never otherwise.
@@ -301,10 +309,43 @@ impl State {
         crate::digest::digest(self)
     }
 
-    /// Every body that is referred to, in the order in which they lie in the log.
+    /// What sealed blocks of runs cost in RAM that are in memory: so much could leave it.
     #[must_use]
-    pub fn living(&self) -> crate::living::Living<'_> {
-        crate::living::living(self)
+    pub fn sealed_bytes(&self) -> u64 {
+        self.sealed_bytes
+    }
+
+    /// Lets blocks of runs leave the memory that the index on disk and a durable snapshot of entry `durable` hold, until
+    /// at most `goal` bytes of index are left. The first `keep` blocks of each channel stay: they are read next. Begins
+    /// with the channel `from` and looks at no more than `most` channels and lets no more than about as many blocks go;
+    /// gives back where to go on.
+    pub fn let_go(&mut self, durable: u64, goal: u64, keep: usize, from: ChannelId, most: usize) -> Option<ChannelId> {
+        let ids: Vec<ChannelId> = self.channels.range(from..).take(most + 1).map(|(id, _)| *id).collect();
+        let mut left = most;
+        for id in ids.iter().take(most).copied() {
+            let excess = self.index_bytes().saturating_sub(goal);
+            if excess == 0 {
+                return None;
+            }
+            let wanted = usize::try_from(excess.div_ceil(SEALED_LIST_BYTES)).unwrap_or(usize::MAX).min(left.max(1));
+            let can = |channel: &Arc<Channel>| channel.runs.can_let_go(durable, keep);
+            if !self.channels.get(&id).is_some_and(can) {
+                continue;
+            }
+            let gone = self.change(id, |channel| channel.runs.let_go(durable, keep, wanted)).unwrap_or_default();
+            left = left.saturating_sub(gone);
+            if left == 0 {
+                return Some(id);
+            }
+        }
+        ids.get(most).copied()
+    }
+
+    /// Takes a block of runs back into memory that had left it; false when it is not needed any more or is not that
+    /// block.
+    pub fn bring_back(&mut self, id: ChannelId, first_sequence: u64, block: &Bytes) -> bool {
+        let Some(runs) = decode_run_block(block) else { return false };
+        self.change(id, |channel| channel.runs.bring_back(first_sequence, runs)).unwrap_or_default()
     }
 }
 

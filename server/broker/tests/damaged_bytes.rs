@@ -23,7 +23,7 @@ fn publish(channel: &str, delay_ms: u64) -> Operation {
 }
 
 fn operations() -> Vec<Operation> {
-    let items = (1..9).map(|sequence| MoveItem { sequence, receive_count: 1, expires_at: 9 }).collect();
+    let items = (1..9).map(|sequence| MoveItem { sequence, receive_count: 1, expires_at: 9, stored: None }).collect();
     vec![
         publish("q", 0),
         publish("q", 900),
@@ -102,7 +102,7 @@ fn random_bytes_as_operations() {
         }
         apply(&mut state, &batch);
         if round % 100 == 0 {
-            let chunks: Vec<Bytes> = state.snapshot().chunks().collect();
+            let chunks: Vec<Bytes> = state.snapshot().chunks().all().unwrap();
             assert_eq!(State::restore(chunks).unwrap().digest(), state.digest(), "the state is sound");
         }
     }
@@ -126,7 +126,7 @@ fn rich_state() -> State {
     }
     let q = state.channel(Kind::Queue, "q").unwrap().id();
     let r = state.channel(Kind::Queue, "r").unwrap().id();
-    let items = (1..100).map(|sequence| MoveItem { sequence, receive_count: 2, expires_at: 5 }).collect();
+    let items = (1..100).map(|sequence| MoveItem { sequence, receive_count: 2, expires_at: 5, stored: None }).collect();
     let held = (3..4_000).filter(|sequence| sequence % 700 == 0).collect();
     let settle = [
         Operation::Move { from: r, to: (Kind::Queue, name("dead")), mode: MoveMode::DeadLetter, items },
@@ -153,7 +153,7 @@ fn rich_state() -> State {
 }
 
 fn written(state: &State) -> Vec<u8> {
-    state.snapshot().chunks().flatten().collect()
+    state.snapshot().chunks().all().unwrap().into_iter().flatten().collect()
 }
 
 #[test]
@@ -195,14 +195,17 @@ fn random_bytes_as_snapshots() {
     assert_eq!(State::restore([]).err(), Some(RestoreError::Truncated));
 }
 
-/// What versions 1 and 2 wrote is read; without readers they are alike.
+/// What versions 1 to 3 wrote is read; without readers and sealed blocks they are alike.
 #[test]
 fn the_versions_before_are_read() {
     let mut state = State::default();
     apply(&mut state, &[publish("q", 0).to_bytes()]);
-    for version in [1, 2] {
+    for version in [1, 2, 3] {
         let mut bytes = written(&state);
         bytes[6] = version;
+        // A limit of the index stood behind the limit of channels, which takes three bytes.
+        bytes[0] += 1;
+        bytes.insert(10, 99);
         let bytes = with_right_checksum(&bytes).unwrap();
         assert_eq!(State::restore([bytes.into()]).unwrap().digest(), state.digest());
     }
@@ -231,8 +234,8 @@ fn places_that_the_second_version_wrote_are_read() {
 fn another_version_is_named() {
     let mut bytes = written(&State::default());
     // Length, tag, four letters, version.
-    bytes[6] = 4;
-    assert_eq!(State::restore([bytes.into()]).err(), Some(RestoreError::UnknownVersion(4)));
+    bytes[6] = 5;
+    assert_eq!(State::restore([bytes.into()]).err(), Some(RestoreError::UnknownVersion(5)));
     assert_eq!(State::restore([Bytes::from_static(b"\x05hello")]).err(), Some(RestoreError::NotASnapshot));
 }
 
@@ -305,12 +308,12 @@ fn damage_with_a_right_checksum_is_refused_or_leaves_a_state_that_works() {
         let Some(damaged) = with_right_checksum(&damaged) else { continue };
         let Ok(mut state) = State::restore([damaged.into()]) else { continue };
         taken += 1;
-        let living = state.living().count();
+        let living = state.snapshot().living().all().unwrap().len();
         assert!(living > 0);
         for channel in Kind::ALL.into_iter().flat_map(|kind| state.channels(kind)) {
             let mut next = channel.next_alive(0);
             while let Some(sequence) = next {
-                assert!(channel.locate(sequence).is_some(), "{sequence} waits and is nowhere");
+                assert!(channel.locate(sequence).here().is_some(), "{sequence} waits and is nowhere");
                 next = channel.next_alive(sequence + 1);
             }
         }
@@ -318,7 +321,8 @@ fn damage_with_a_right_checksum_is_refused_or_leaves_a_state_that_works() {
         let later = state.time().saturating_add(10_000 * SECOND);
         let due = state.due(later, 100);
         apply(&mut state, &[Operation::Release { timers: due }.to_bytes()]);
-        let again = State::restore(state.snapshot().chunks()).expect("what was taken can be written again");
+        let again =
+            State::restore(state.snapshot().chunks().all().unwrap()).expect("what was taken can be written again");
         assert_eq!(again.digest(), state.digest());
     }
     assert!(taken > 150, "only {taken} damaged snapshots were taken: this tests little");

@@ -48,7 +48,7 @@ impl History {
             acked: 2,
             dropped: 4,
             mode: MoveMode::Return,
-            moved: MoveItem { sequence: 6, receive_count: 1, expires_at: 9 },
+            moved: MoveItem { sequence: 6, receive_count: 1, expires_at: 9, stored: None },
             target: "t",
             created: "c",
             time: 7,
@@ -104,7 +104,7 @@ impl History {
         let mut state = State::new(self.limits);
         let applied = state.apply(1, START + self.time, &[batch]);
         assert_eq!(applied.answers.len(), 1);
-        let again = State::restore(state.snapshot().chunks()).unwrap();
+        let again = State::restore(state.snapshot().chunks().all().unwrap()).unwrap();
         assert_eq!(again.digest(), state.digest());
         state.digest()
     }

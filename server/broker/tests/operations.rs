@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use kubemq_broker::{
     Answer, Applied, BatchView, BlockKey, ChannelId, Effect, Kind, Limits, MoveItem, MoveMode, Name, Operation,
-    Outcome, Reader, Refusal, Sequences, Start, State, TimerRef, decode_run_block,
+    Outcome, Reader, Refusal, Sequences, Start, State, Stored, TimerRef, decode_run_block,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -73,7 +73,7 @@ fn publish(channel: &str, delay_ms: u64, expiration_ms: u64, size: usize) -> Ope
 }
 
 fn item(sequence: u64) -> MoveItem {
-    MoveItem { sequence, receive_count: 1, expires_at: 0 }
+    MoveItem { sequence, receive_count: 1, expires_at: 0, stored: None }
 }
 
 fn move_all(from: ChannelId, to: &str, mode: MoveMode, sequences: &[u64]) -> Operation {
@@ -109,14 +109,13 @@ fn publish_gives_gap_free_sequences_from_1_and_creates_the_channel() {
             Effect::Ready { channel: r },
         ]
     );
-    let location = broker.state.channel_by_id(q).unwrap().locate(2).unwrap();
+    let location = broker.state.channel_by_id(q).unwrap().locate(2).here().unwrap();
     assert_eq!((location.entry, location.part, location.copy), (1, 3, None));
 }
 
 #[test]
 fn publish_is_refused_where_nothing_can_be_stored() {
     let full = Limits { channels: 1, ..Limits::default() };
-    let crowded = Limits { index_bytes: 1, ..Limits::default() };
     let events =
         |kind| Operation::Publish { kind, channel: name("e"), delay_ms: 0, expiration_ms: 0, message: Bytes::new() };
     for (limits, operation, expected) in [
@@ -125,8 +124,6 @@ fn publish_is_refused_where_nothing_can_be_stored() {
         (Limits::default(), events(Kind::Queries), Refusal::NotStored),
         (full, publish("second", 0, 0, 1), Refusal::TooManyChannels),
         (full, publish("second", 50, 0, 1), Refusal::TooManyChannels),
-        (crowded, publish("first", 0, 0, 1), Refusal::IndexFull),
-        (crowded, publish("first", 50, 0, 1), Refusal::IndexFull),
     ] {
         let mut broker = Broker::with_limits(limits);
         broker.apply(Operation::Create { kind: Kind::Queue, channel: name("first") });
@@ -137,27 +134,37 @@ fn publish_is_refused_where_nothing_can_be_stored() {
 }
 
 #[test]
-fn at_the_index_limit_settling_goes_on_and_makes_room() {
-    let mut broker = Broker::with_limits(Limits { index_bytes: 3_000, ..Limits::default() });
-    let mut stored = 0;
+fn a_move_says_where_the_message_stands_and_an_old_one_does_not() {
+    let mut broker = Broker::new();
+    let q = broker.publish("q", &[15, 15]);
+    let stored = Stored { entry: broker.state.entry(), part: 2, bytes: 15 };
+    let items = vec![item(1), MoveItem { stored: Some(stored), ..item(2) }];
+    let to = (Kind::Queue, name("r"));
+    let moved = Operation::Move { from: q, to, mode: MoveMode::Requeue, items };
+    assert_eq!(broker.apply(moved), Outcome::Moved { count: 2 });
+    let found = broker.state.channel(Kind::Queue, "r").unwrap();
+    let places: Vec<_> = [1, 2].map(|sequence| found.locate(sequence).here().unwrap()).into();
+    assert_eq!(places.iter().map(|at| (at.entry, at.part, at.bytes)).collect::<Vec<_>>(), [(1, 1, 15), (1, 2, 15)]);
+}
+
+#[test]
+fn the_size_of_what_is_settled_in_a_sealed_block_is_an_equal_share_and_the_last_takes_the_rest() {
+    let mut broker = Broker::new();
     // Two channels in turn, so that every message is a run of its own.
-    let refused = loop {
-        let (outcomes, _) = broker.apply_all(&[publish("q", 0, 0, 1), publish("r", 0, 0, 1)]);
-        match outcomes[0] {
-            Outcome::Stored { sequence, .. } => stored = sequence,
-            other => break other,
-        }
-        assert!(stored < 1000, "the limit is never reached");
-    };
-    assert_eq!(refused, Outcome::Refused(Refusal::IndexFull));
-    assert!(broker.state.index_bytes() >= 3_000);
+    for number in 0..100 {
+        broker.apply_all(&[publish("q", 0, 0, number), publish("r", 0, 0, 1)]);
+    }
     let q = broker.id("q");
-    assert_eq!(broker.apply(move_all(q, "r", MoveMode::Return, &[1])), Outcome::Moved { count: 1 });
-    let dropped = Operation::Drop { channel: q, sequences: sequences(&[2]) };
-    assert_eq!(broker.apply(dropped), Outcome::Settled { count: 1 });
-    let ack = Operation::Ack { channel: q, sequences: Sequences::range(1, stored) };
-    assert_eq!(broker.apply(ack), Outcome::Settled { count: stored - 2 });
-    assert!(matches!(broker.apply(publish("q", 0, 0, 1)), Outcome::Stored { .. }));
+    let bytes = |broker: &Broker| broker.state.channel_by_id(q).unwrap().waiting_bytes();
+    assert_eq!(bytes(&broker), 99 * 100 / 2);
+    // 64 runs are sealed; their messages have 63 * 64 / 2 bytes.
+    broker.apply(Operation::Ack { channel: q, sequences: sequences(&[1]) });
+    assert_eq!(bytes(&broker), 4950 - 2016 / 64);
+    broker.apply(Operation::Ack { channel: q, sequences: Sequences::range(3, 64) });
+    broker.apply(Operation::Ack { channel: q, sequences: sequences(&[2]) });
+    assert_eq!(bytes(&broker), 4950 - 2016, "all together are exactly the sum");
+    broker.apply(Operation::Ack { channel: q, sequences: sequences(&[66]) });
+    assert_eq!(bytes(&broker), 4950 - 2016 - 65, "in the open block each run has its own size");
 }
 
 #[test]
@@ -190,7 +197,7 @@ fn shares_of_a_run_add_up_whatever_is_settled_first() {
         let mut broker = Broker::new();
         let q = broker.publish("q", &[1, 0, 9, 5]);
         let channel = broker.state.channel_by_id(q).unwrap();
-        let shares: Vec<u64> = (1..=4).map(|sequence| channel.locate(sequence).unwrap().bytes).collect();
+        let shares: Vec<u64> = (1..=4).map(|sequence| channel.locate(sequence).here().unwrap().bytes).collect();
         assert_eq!(shares, [4, 4, 4, 3], "15 bytes in equal shares");
         let mut left = 15;
         for sequence in order {
@@ -223,12 +230,12 @@ fn what_a_move_keeps_and_what_it_changes() {
     ] {
         let mut broker = Broker::new();
         let q = broker.publish("q", &[7]);
-        let body = broker.state.channel_by_id(q).unwrap().locate(1).map(|at| (at.entry, at.part)).unwrap();
-        let items = vec![MoveItem { sequence: 1, receive_count: 4, expires_at: 77 }];
+        let body = broker.state.channel_by_id(q).unwrap().locate(1).here().map(|at| (at.entry, at.part)).unwrap();
+        let items = vec![MoveItem { sequence: 1, receive_count: 4, expires_at: 77, stored: None }];
         broker.apply(Operation::Move { from: q, to: (Kind::Queue, name("t")), mode, items });
         let check = |broker: &Broker, channel: &str, expected: (Option<&str>, bool, bool), count: u32| {
             let channel = broker.state.channel(Kind::Queue, channel).unwrap();
-            let location = channel.locate(channel.last_sequence().unwrap()).unwrap();
+            let location = channel.locate(channel.last_sequence().unwrap()).here().unwrap();
             let copy = location.copy.unwrap();
             assert_eq!((location.entry, location.part, location.bytes), (body.0, body.1, 7), "no body is copied");
             let seen = (copy.rerouted_from.as_deref(), copy.cleared_policy, copy.fresh);
@@ -282,7 +289,7 @@ fn a_move_to_its_own_channel_goes_to_the_tail() {
     assert_eq!(outcome, Outcome::Moved { count: 2 });
     assert_eq!(broker.alive("q"), [3, 4, 5]);
     let channel = broker.state.channel_by_id(q).unwrap();
-    let parts: Vec<u16> = [3, 4, 5].map(|sequence| channel.locate(sequence).unwrap().part).into();
+    let parts: Vec<u16> = [3, 4, 5].map(|sequence| channel.locate(sequence).here().unwrap().part).into();
     assert_eq!(parts, [3, 2, 1], "in the order in which they were named");
 }
 
@@ -331,7 +338,7 @@ fn a_delay_gives_no_sequence_until_its_release() {
     assert_eq!(broker.apply(Operation::Release { timers }), Outcome::Released { count: 0 });
     assert_eq!(broker.apply(release.clone()), Outcome::Released { count: 1 });
     assert_eq!(broker.alive("q"), [1, 2]);
-    let copy = broker.state.channel(Kind::Queue, "q").unwrap().locate(2).unwrap().copy.unwrap().clone();
+    let copy = broker.state.channel(Kind::Queue, "q").unwrap().locate(2).here().unwrap().copy.unwrap().clone();
     assert_eq!((copy.time, copy.fresh, copy.receive_count), (broker.time, true, 0));
     assert_eq!(copy.expires_at, broker.time + 9 * SECOND, "it begins to expire when it becomes visible");
     assert_eq!(broker.apply(release), Outcome::Released { count: 0 }, "only once");
@@ -377,7 +384,7 @@ fn create_and_delete_are_idempotent_and_a_new_life_has_a_new_id() {
     assert_eq!(effects, [Effect::Deleted { channel: first }]);
     assert_eq!(broker.apply(delete), Outcome::Deleted { existed: false });
     assert!(broker.state.channel(Kind::Queue, "q").is_none());
-    assert_eq!(broker.state.living().count(), 0, "the delayed message is not needed any more");
+    assert_eq!(broker.state.snapshot().living().all().unwrap().len(), 0, "the delayed message is not needed any more");
 
     assert_eq!(broker.apply(create), Outcome::Created { channel: ChannelId((7 << 16) + 1), new: true });
     let second = broker.publish("q", &[1]);
@@ -612,10 +619,10 @@ fn what_is_trimmed_frees_the_log_and_moves_the_readers() {
     assert_eq!(effects, [Effect::Settled { channel, sequences: Sequences::range(1, 10) }]);
     let found = broker.state.channel_by_id(channel).unwrap();
     assert_eq!((found.first_sequence(), found.totals().expired, found.last_activity()), (Some(11), 10, used));
-    assert_eq!(broker.state.living().collect::<Vec<_>>(), [(3, 3, 2), (4, 1, 4), (5, 1, 4)]);
+    assert_eq!(broker.state.snapshot().living().all().unwrap(), [(3, 3, 2), (4, 1, 4), (5, 1, 4)]);
     assert_eq!(broker.apply(open("e", &reader, Start::New)), Outcome::Opened { channel, after: 10 });
     assert_eq!(broker.apply(Operation::Trim { channel, upto: u64::MAX }), Outcome::Trimmed { count: 10 });
-    assert_eq!(broker.state.living().count(), 0);
+    assert_eq!(broker.state.snapshot().living().all().unwrap().len(), 0);
     let (outcomes, _) = broker.apply_all(&[publish_stored("e", 5)]);
     assert!(matches!(outcomes[0], Outcome::Stored { sequence: 21, .. }), "sequences go on: {outcomes:?}");
     let tidy = Operation::Tidy { channel, last_activity: broker.time };
@@ -623,26 +630,12 @@ fn what_is_trimmed_frees_the_log_and_moves_the_readers() {
 }
 
 #[test]
-fn readers_are_refused_only_when_they_would_take_room() {
-    let limits = Limits { channels: 1, index_bytes: 1_500, ..Limits::default() };
+fn a_reader_of_a_channel_that_cannot_be_created_is_refused() {
+    let limits = Limits { channels: 1, ..Limits::default() };
     let mut broker = Broker::with_limits(limits);
     let known = Reader::client(&name("known"));
     assert!(matches!(broker.apply(open("e", &known, Start::New)), Outcome::Opened { .. }));
     assert_eq!(broker.apply(open("f", &known, Start::New)), Outcome::Refused(Refusal::TooManyChannels));
-    let mut readers = 0;
-    let refused = loop {
-        readers += 1;
-        match broker.apply(open("e", &Reader::client(&name(&format!("c{readers}"))), Start::New)) {
-            Outcome::Opened { .. } => {}
-            other => break other,
-        }
-    };
-    assert_eq!(refused, Outcome::Refused(Refusal::IndexFull), "after {readers}");
-    assert!(matches!(broker.apply(open("e", &known, Start::New)), Outcome::Opened { .. }));
-    assert_eq!(broker.apply(publish_stored("e", 1)), Outcome::Refused(Refusal::IndexFull));
-    let channel = broker.state.channel(Kind::EventsStore, "e").unwrap().id();
-    let moved = Operation::MoveCursor { channel, reader: known, after: 0, events: 0, bytes: 0 };
-    assert_eq!(broker.apply(moved), Outcome::Advanced { after: 0 });
 }
 
 #[test]
@@ -666,7 +659,7 @@ fn a_place_is_forgotten_when_it_is_old_and_what_comes_next_is_gone() {
     assert_eq!(broker.apply(moved), Outcome::Advanced { after: 8 });
     let now = broker.time;
     broker.apply(Operation::Trim { channel, upto: u64::MAX });
-    let restored = kubemq_broker::State::restore(broker.state.snapshot().chunks()).unwrap();
+    let restored = kubemq_broker::State::restore(broker.state.snapshot().chunks().all().unwrap()).unwrap();
     broker.state = restored;
     assert_eq!(broker.apply(forget(now)), Outcome::Forgotten { count: 1 }, "with nothing stored there is no place");
     assert_eq!([&exact, &ahead].map(|reader| has(&broker, reader)), [None, Some(8)]);

@@ -1,5 +1,6 @@
-//! Random lists of operations against a naive model, on three replicas that are written down and read again at
-//! different moments. Everything that can be seen must be equal: answers, effects, messages, counts, digests.
+//! Random lists of operations against a naive model, on four replicas that are written down and read again at
+//! different moments; one of them lets blocks leave its memory whenever it may. Everything that can be seen must be
+//! equal: answers, effects, messages, counts, digests.
 //!
 //! `KUBEMQ_LISTS` says how many lists (10 000), `KUBEMQ_FIRST` with which seed they begin (0), `KUBEMQ_SEED` runs a
 //! single one.
@@ -15,8 +16,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bytes::{Bytes, BytesMut};
 use common::Random;
 use kubemq_broker::{
-    Answer, Applied, BatchView, BlockKey, ChannelId, Effect, Kind, Limits, MoveItem, MoveMode, Name, Operation, Reader,
-    Sequences, Snapshot, Start, State, TimerRef, decode_run_block,
+    Answer, Applied, BatchView, BlockKey, ChannelId, Effect, Kind, Limits, Lookup, MoveItem, MoveMode, Name, Operation,
+    Piece, Reader, Restoring, Sequences, Snapshot, SnapshotBlocks, Start, State, Stored, TimerRef, decode_run_block,
 };
 use model::{Batch, Model};
 
@@ -136,13 +137,21 @@ impl Inventor<'_> {
         }
     }
 
-    fn publish(&mut self, kind: Kind, name: Name, entry: u64) -> Operation {
+    fn publish(&mut self, kind: Kind, name: Name) -> Operation {
         let delayed = self.shape.weights[9] > 0 && self.random.once_in(3);
         let delay_ms = if delayed { 1 + self.random.below(self.shape.longest_delay_ms) } else { 0 };
         let expiration_ms = if self.random.once_in(3) { self.random.below(100_000) } else { 0 };
-        // Equal sizes within an entry: then the shares of a run are exact.
-        let message = Bytes::from(vec![b'm'; (entry * 7 % 50) as usize]);
+        // Equal sizes within a channel: then the shares of a run and of a block are exact.
+        let message = Bytes::from(vec![b'm'; name.as_str().len() * 7 + usize::from(kind == Kind::Queue)]);
         Operation::Publish { kind, channel: name, delay_ms, expiration_ms, message }
+    }
+
+    /// Where a message stands, as whoever moves it knows.
+    fn stored(&self, id: ChannelId, sequence: u64) -> Option<Stored> {
+        let channel = self.model.channels.iter().find(|channel| channel.id == id)?;
+        let message = channel.messages.iter().find(|message| message.sequence == sequence)?;
+        let ((entry, part), bytes) = (message.body, message.size as u32);
+        Some(Stored { entry, part, bytes })
     }
 
     fn some_move(&mut self) -> Operation {
@@ -151,7 +160,7 @@ impl Inventor<'_> {
         for sequence in self.sequences(from).iter().take(40) {
             let receive_count = self.random.below(5) as u32;
             let expires_at = self.random.below(3) * 1_000_000;
-            items.push(MoveItem { sequence, receive_count, expires_at });
+            items.push(MoveItem { sequence, receive_count, expires_at, stored: self.stored(from, sequence) });
         }
         if self.random.once_in(4) {
             items.reverse();
@@ -160,7 +169,7 @@ impl Inventor<'_> {
             // Repeated, and beyond the tail: where a copy of this very move may land.
             items.extend(items.first().copied());
             let next = self.sequences_of(from).last().map_or(1, |last| last + 1);
-            items.push(MoveItem { sequence: next, receive_count: 9, expires_at: 9 });
+            items.push(MoveItem { sequence: next, receive_count: 9, expires_at: 9, stored: None });
         }
         let mode = *self.random.pick(&[MoveMode::Return, MoveMode::DeadLetter, MoveMode::Requeue]);
         let own = self.model.channels.iter().find(|channel| channel.id == from);
@@ -186,7 +195,7 @@ impl Inventor<'_> {
     }
 
     /// One operation, or a burst of them.
-    fn invent(&mut self, entry: u64, time: u64, into: &mut Vec<Option<Operation>>) {
+    fn invent(&mut self, time: u64, into: &mut Vec<Option<Operation>>) {
         let sum: u64 = self.shape.weights.iter().sum();
         let mut drawn = self.random.below(sum);
         let mut sort = 0;
@@ -201,7 +210,7 @@ impl Inventor<'_> {
                 for number in 0..1 + self.random.below(self.shape.burst) {
                     let place = (start + number % self.shape.spread) % self.shape.names.len() as u64;
                     let name = Name::new(&self.shape.names[place as usize]).unwrap();
-                    let operation = self.publish(kind, name, entry);
+                    let operation = self.publish(kind, name);
                     into.push(Some(operation));
                 }
                 return;
@@ -280,30 +289,109 @@ fn garbage(random: &mut Random) -> Bytes {
     }
 }
 
-/// A replica: its own state, and how often it starts anew from what it wrote down.
+/// A replica: its own state, how often it starts anew from what it wrote down, and what it wrote down last.
 struct Replica {
     state: State,
     restore_once_in: u64,
+    forgets: bool,
+    durable: Vec<Bytes>,
 }
 
 impl Replica {
+    fn new(limits: Limits, restore_once_in: u64, forgets: bool) -> Self {
+        Self { state: State::new(limits), restore_once_in, forgets, durable: Vec::new() }
+    }
+
     fn maybe_restore(&mut self, random: &mut Random) {
         if random.once_in(self.restore_once_in) {
             let digest = self.state.digest();
-            let chunks = recut(random, self.state.snapshot());
-            let restored = State::restore(chunks).unwrap();
+            let written = write(&self.state.snapshot(), &self.durable);
+            let room = if self.forgets { random.below(4) * 2_000 } else { u64::MAX };
+            let mut restoring = Restoring::new(room);
+            recut(random, &written).into_iter().try_for_each(|chunk| restoring.push(chunk)).unwrap();
+            let restored = restoring.finish().unwrap();
             assert_eq!(restored.digest(), digest, "digest after a restore");
-            assert_eq!(restored.index_bytes(), self.state.index_bytes(), "memory counted again from nothing");
+            if !self.forgets {
+                assert_eq!(restored.index_bytes(), self.state.index_bytes(), "memory counted again from nothing");
+            }
+            assert!(restored.sealed_bytes() <= room);
             self.state = restored;
+            self.durable = written;
+        }
+    }
+
+    /// Has blocks leave the memory that were written down.
+    fn maybe_forget(&mut self, random: &mut Random) {
+        if !self.forgets || random.once_in(3) {
+            return;
+        }
+        let digest = self.state.digest();
+        if random.once_in(2) {
+            self.durable = write(&self.state.snapshot(), &self.durable);
+        }
+        if self.durable.is_empty() {
+            return;
+        }
+        let entry = entry_of(&self.durable);
+        let goal = if random.once_in(2) { 0 } else { self.state.index_bytes().saturating_sub(random.below(5_000)) };
+        let keep = random.below(3) as usize;
+        let mut next = Some(ChannelId(0));
+        while let Some(from) = next {
+            next = self.state.let_go(entry, goal, keep, from, 1 + random.below(3) as usize);
+        }
+        assert_eq!(self.state.digest(), digest, "what is in memory is no part of the state");
+    }
+
+    /// Brings everything back from the index on disk.
+    fn remember(&mut self, index: &Index) {
+        let away: Vec<(ChannelId, u64)> = Kind::ALL
+            .iter()
+            .flat_map(|kind| self.state.channels(*kind))
+            .flat_map(|channel| channel.away_from(0).map(|first| (channel.id(), first)))
+            .collect();
+        for (channel, first_sequence) in away {
+            let block = &index.blocks[&BlockKey::Runs { channel, first_sequence }];
+            let other = index.blocks.iter().find(|(key, _)| **key != BlockKey::Runs { channel, first_sequence });
+            if let Some((_, other)) = other {
+                assert!(!self.state.bring_back(channel, first_sequence, other), "another block is not taken");
+            }
+            assert!(self.state.bring_back(channel, first_sequence, block), "{first_sequence} comes back");
         }
     }
 }
 
+/// A snapshot's bytes; what left the memory is taken over from the one before.
+fn write(snapshot: &Snapshot, previous: &[Bytes]) -> Vec<Bytes> {
+    let (mut walk, mut chunks, mut rest) = (snapshot.chunks(), Vec::new(), previous.iter());
+    loop {
+        match walk.next_piece().expect("the snapshot before has what is not in memory") {
+            Piece::Next(chunk) => chunks.push(chunk),
+            Piece::Previous => walk.feed(rest.next().cloned()),
+            Piece::End => return chunks,
+        }
+    }
+}
+
+fn living(snapshot: &Snapshot, previous: &[Bytes]) -> Vec<(u64, u16, u16)> {
+    let (mut walk, mut ranges, mut rest) = (snapshot.living(), Vec::new(), previous.iter());
+    loop {
+        match walk.next_piece().expect("the snapshot before has what is not in memory") {
+            Piece::Next(some) => ranges.extend(some),
+            Piece::Previous => walk.feed(rest.next().cloned()),
+            Piece::End => return ranges,
+        }
+    }
+}
+
+fn entry_of(chunks: &[Bytes]) -> u64 {
+    State::restore(chunks.iter().cloned()).unwrap().entry()
+}
+
 /// A snapshot's bytes, cut at other places.
-fn recut(random: &mut Random, snapshot: Snapshot) -> Vec<Bytes> {
+fn recut(random: &mut Random, chunks: &[Bytes]) -> Vec<Bytes> {
     let mut all = BytesMut::new();
-    for chunk in snapshot.chunks() {
-        all.extend_from_slice(&chunk);
+    for chunk in chunks {
+        all.extend_from_slice(chunk);
     }
     let mut rest = all.freeze();
     let mut chunks = Vec::new();
@@ -342,6 +430,11 @@ impl Index {
     /// Every living message in a sealed block lies where the block says; a block without any is not kept.
     fn check(&self, state: &State) {
         let again: BTreeMap<BlockKey, Bytes> = state.snapshot().sealed_blocks().collect();
+        let mut written = SnapshotBlocks::default();
+        write(&state.snapshot(), &[]).into_iter().for_each(|chunk| written.push(chunk));
+        let written: Vec<_> = std::iter::from_fn(|| written.next_block().unwrap()).collect();
+        let runs = |(key, _): &(&BlockKey, &Bytes)| matches!(key, BlockKey::Runs { .. });
+        assert!(written.iter().map(|(key, block)| (key, block)).eq(again.iter().filter(runs)), "as it is written down");
         assert_eq!(again.keys().collect::<Vec<_>>(), self.blocks.keys().collect::<Vec<_>>(), "sealed blocks");
         assert!(again == self.blocks, "sealed blocks are told alike when the index is built anew");
         for (key, block) in &self.blocks {
@@ -353,7 +446,7 @@ impl Index {
             let mut alive = 0;
             for run in runs {
                 for place in 0..run.count {
-                    if let Some(location) = channel.locate(run.first_sequence + u64::from(place)) {
+                    if let Some(location) = channel.locate(run.first_sequence + u64::from(place)).here() {
                         assert!(location.copy.is_none());
                         assert_eq!((location.entry, location.part), (run.entry, run.first_part + place));
                         alive += 1;
@@ -407,7 +500,6 @@ fn check_state(state: &State, model: &Model) {
         (Some(look), Some(due)) => assert!(look == due || (look < due && due > model.time), "{look} for {due}"),
         (look, due) => panic!("looks at {look:?} for {due:?}"),
     }
-    check_living(state, model);
 }
 
 fn check_channel(state: &State, expected: &model::Channel, model: &Model) {
@@ -440,9 +532,9 @@ fn check_channel(state: &State, expected: &model::Channel, model: &Model) {
     for message in &expected.messages {
         assert_eq!(channel.next_alive(from), Some(message.sequence), "alive from {from}");
         if message.sequence > from + 1 {
-            assert!(channel.locate(message.sequence - 1).is_none(), "{} is settled", message.sequence - 1);
+            assert!(channel.locate(message.sequence - 1).here().is_none(), "{} is settled", message.sequence - 1);
         }
-        let location = channel.locate(message.sequence).expect("what waits is somewhere");
+        let location = channel.locate(message.sequence).here().expect("what waits is somewhere");
         assert_eq!((location.entry, location.part), message.body, "body of {}", message.sequence);
         assert_eq!(location.bytes, message.size);
         let copy = location.copy.map(|copy| model::MessageCopy {
@@ -457,15 +549,15 @@ fn check_channel(state: &State, expected: &model::Channel, model: &Model) {
         from = message.sequence + 1;
     }
     assert_eq!(channel.next_alive(from), None);
-    assert!(channel.locate(from).is_none() && channel.locate(expected.stored + 1).is_none());
-    assert!(channel.locate(0).is_none() && channel.locate(u64::MAX).is_none());
+    assert!(channel.locate(from).here().is_none() && channel.locate(expected.stored + 1).here().is_none());
+    assert!(channel.locate(0).here().is_none() && channel.locate(u64::MAX).here().is_none());
 }
 
 /// What readers of stored events ask for.
 fn check_reading(channel: &kubemq_broker::Channel, expected: &model::Channel) {
     let mut read = Vec::new();
     let mut from = 0;
-    while let Some(stretch) = channel.stretch(from) {
+    while let Lookup::Here(stretch) = channel.stretch(from) {
         let last = stretch.first_sequence + u64::from(stretch.count) - 1;
         read.extend(
             (0..stretch.count)
@@ -496,19 +588,15 @@ fn check_reading(channel: &kubemq_broker::Channel, expected: &model::Channel) {
         for entry in expected.messages.iter().flat_map(|message| [message.body.0, message.body.0 + 1]).chain([0]) {
             let first = expected.messages.iter().find(|message| message.body.0 >= entry);
             let first = first.map_or(expected.stored + 1, |message| message.sequence);
-            assert_eq!(channel.first_from_entry(entry), first, "from entry {entry}");
+            assert_eq!(channel.first_from_entry(entry), Lookup::Here(first), "from entry {entry}");
         }
     }
 }
 
-fn check_living(state: &State, model: &Model) {
+fn check_living(replica: &Replica, model: &Model) {
     let mut named = BTreeSet::new();
-    let mut before: Option<(u64, u32)> = None;
-    for (entry, first_part, count) in state.living() {
-        let start = (entry, u32::from(first_part));
-        assert!(before.is_none_or(|before| before < start), "in order, joined, nothing twice");
-        before = Some((entry, u32::from(first_part) + count));
-        named.extend((0..count).map(|place| (entry, first_part + place as u16)));
+    for (entry, first_part, count) in living(&replica.state.snapshot(), &replica.durable) {
+        named.extend((first_part..first_part + count).map(|part| (entry, part)));
     }
     assert_eq!(named, model.living(), "living bodies");
 }
@@ -551,11 +639,12 @@ fn run(seed: u64, trace: bool) {
     let shape = Shape::draw(random);
     let limits = Limits { channels: 1 + random.below(12), ..Limits::default() };
     let mut model = Model::new(limits);
-    let mut replicas: Vec<Replica> =
-        [1_000_000, 6, 15].map(|restore_once_in| Replica { state: State::new(limits), restore_once_in }).into();
+    let mut replicas: Vec<Replica> = [(1_000_000, false), (6, false), (15, false), (10, true)]
+        .map(|(often, forgets)| Replica::new(limits, often, forgets))
+        .into();
     let mut senders = Senders::default();
     let mut index = Index::default();
-    let mut kept: Option<(u64, Snapshot)> = None;
+    let mut kept: Option<(u64, Snapshot, Vec<Bytes>)> = None;
     let mut entry = 0;
     let mut time = 1_700_000_000_000 * MILLISECOND;
     if trace {
@@ -570,7 +659,7 @@ fn run(seed: u64, trace: bool) {
         for _ in 0..=random.below(2) {
             let mut operations = Vec::new();
             for _ in 0..random.below(shape.operations + 1) {
-                Inventor { random, shape: &shape, model: &model }.invent(entry, time, &mut operations);
+                Inventor { random, shape: &shape, model: &model }.invent(time, &mut operations);
             }
             let batch = senders.batch(random, part, operations);
             part += batch.operations.len() as u16;
@@ -601,25 +690,32 @@ fn run(seed: u64, trace: bool) {
         index.take(&applied[0].effects);
         for replica in &mut replicas {
             replica.maybe_restore(random);
+            replica.maybe_forget(random);
         }
         if random.once_in(8) {
-            let state = &random.pick(&replicas).state;
-            kept = Some((state.digest(), state.snapshot()));
+            let replica = random.pick(&replicas);
+            kept = Some((replica.state.digest(), replica.state.snapshot(), replica.durable.clone()));
         }
         if random.once_in(4) {
-            check_state(&replicas[random.below(3) as usize].state, &model);
-            index.check(&random.pick(&replicas).state);
+            let replica = &mut replicas[random.below(4) as usize];
+            check_living(replica, &model);
+            replica.remember(&index);
+            check_state(&replica.state, &model);
+            index.check(&replica.state);
         }
     }
     let digests: Vec<u64> = replicas.iter().map(|replica| replica.state.digest()).collect();
     assert!(digests.iter().all(|digest| *digest == digests[0]), "digests {digests:?}");
-    for replica in &replicas {
+    let bytes = replicas[0].state.index_bytes();
+    for replica in &mut replicas {
+        check_living(replica, &model);
+        replica.remember(&index);
         check_state(&replica.state, &model);
-        assert_eq!(replica.state.index_bytes(), replicas[0].state.index_bytes(), "memory is counted alike");
+        assert_eq!(replica.state.index_bytes(), bytes, "memory is counted alike");
     }
     index.check(&random.pick(&replicas).state);
-    if let Some((digest, snapshot)) = kept {
-        let then = State::restore(recut(random, snapshot)).unwrap();
+    if let Some((digest, snapshot, durable)) = kept {
+        let then = State::restore(recut(random, &write(&snapshot, &durable))).unwrap();
         assert_eq!(then.digest(), digest, "a snapshot holds the state as it was");
     }
 }

@@ -120,7 +120,7 @@ fn memory_keeps_to_its_budgets() {
         for number in 0..20_000 {
             let name = format!("channel-{number:08}");
             let from = broker.state.channel(Kind::Queue, &name).unwrap().id();
-            let items = vec![MoveItem { sequence: 1, receive_count: 1, expires_at: 0 }];
+            let items = vec![MoveItem { sequence: 1, receive_count: 1, expires_at: 0, stored: None }];
             let to = (Kind::Queue, Name::new(&name).unwrap());
             broker.apply([publish(&name, 0), Operation::Move { from, to, mode: MoveMode::Return, items }]);
         }
@@ -159,6 +159,7 @@ fn memory_keeps_to_its_budgets() {
                 sequence: thousand * 1_000 + number,
                 receive_count: 1,
                 expires_at: 0,
+                stored: None,
             });
             let to = (Kind::Queue, Name::new("dead").unwrap());
             broker.apply([Operation::Move { from, to, mode: MoveMode::DeadLetter, items: items.collect() }]);

@@ -72,13 +72,13 @@ pub(crate) fn apply(state: &mut State, (entry, time): (u64, u64), number: u64, o
 pub(crate) fn goes_on(mut state: State, operations: &[Bytes]) -> bool {
     let next = (state.entry().saturating_add(1), state.time().saturating_add(1));
     apply(&mut state, next, next.0, operations);
-    let restored = State::restore(state.snapshot().chunks()).expect("a state that was just written");
+    let restored = State::restore(state.snapshot().chunks().all().unwrap()).expect("a state that was just written");
     restored.digest() == state.digest()
 }
 
 /// Returns the bytes of a snapshot.
 pub(crate) fn snapshot(random: &Random) -> Vec<u8> {
-    state(random).snapshot().chunks().flatten().collect()
+    state(random).snapshot().chunks().all().unwrap().into_iter().flatten().collect()
 }
 
 /// Returns a block of runs as the index on disk holds it.
