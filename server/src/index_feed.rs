@@ -1,14 +1,18 @@
 //! The index on disk is kept like the state: sealed blocks go to it as they come, and all of them again when
 //! it was found empty or damaged. Nothing waits for it and nothing is recovered from it.
 
+use std::collections::BTreeSet;
+use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kubemq_broker::Effect;
+use bytes::Bytes;
+use kubemq_broker::{ChannelId, Effect, SnapshotBlocks};
 use kubemq_runtime::chain;
 use kubemq_runtime::sync::watch::Closed;
 use kubemq_storage::index::{BlockKey, Full, IndexState, IndexWriter, Opening, Space};
+use kubemq_storage::snapshot::HeldSnapshot;
 
 use crate::gateway::Gateway;
 
@@ -65,8 +69,10 @@ impl IndexFeed {
                     let empty = opening.is_empty() && number > filled;
                     filled = number;
                     if empty || lacks {
-                        let blocks = self.put_all(&gateway).await;
-                        if blocks > 0 || lacks || matches!(opening, Opening::Replaced { .. }) {
+                        let Found { blocks, result, .. } = self.put_all(&gateway, &BTreeSet::new()).await;
+                        if let Err(error) = result {
+                            tracing::error!(error = %chain(&*error), "the index on disk could not be rebuilt");
+                        } else if blocks > 0 || lacks || matches!(opening, Opening::Replaced { .. }) {
                             tracing::warn!(blocks, found = ?opening, "the index on disk was rebuilt");
                         }
                     }
@@ -83,21 +89,88 @@ impl IndexFeed {
         }
     }
 
-    async fn put_all(&self, gateway: &Gateway) -> u64 {
+    /// Puts every block: those that are in memory, then those that left it, from the newest durable snapshot. Blocks of
+    /// `wanted` come back into memory on the way.
+    pub(crate) async fn put_all(&self, gateway: &Gateway, wanted: &BTreeSet<(ChannelId, u64)>) -> Found {
+        let mut found = Found { blocks: 0, came_back: 0, result: Ok(()) };
+        // Taken before the snapshot is asked for: what leaves the memory from here on is among these.
         let snapshot = gateway.with_core(|core| core.state.snapshot());
-        let clock = &gateway.runtime().clock;
-        let mut blocks = 0;
         for (key, block) in snapshot.sealed_blocks() {
-            while self.index.put(on_disk(key), block.clone()).is_err() {
-                if matches!(*self.index.state().borrow(), IndexState::Failed(_) | IndexState::Closed) {
-                    return blocks;
-                }
-                clock.sleep(RETRY).await;
-            }
-            blocks += 1;
+            found.blocks += u64::from(self.put(gateway, key, &block).await);
         }
-        blocks
+        drop(snapshot);
+        if let Some(held) = gateway.raft().durable_snapshot() {
+            found.result = self.put_what_left(gateway, &held, wanted, &mut found).await;
+        }
+        let is_away = |core: &mut crate::desk::Core, (channel, first): (ChannelId, u64)| {
+            let channel = core.state.channel_by_id(channel);
+            channel.is_some_and(|channel| channel.away_from(first, 1).eq([first]))
+        };
+        let missing = gateway.with_core(|core| wanted.iter().find(|block| is_away(core, **block)).copied());
+        if let (Some((channel, first_sequence)), Ok(())) = (missing, &found.result) {
+            found.result = Err(Box::new(NotInSnapshot { channel: channel.0, first_sequence }));
+        }
+        found
     }
+
+    async fn put_what_left(
+        &self,
+        gateway: &Gateway,
+        held: &HeldSnapshot,
+        wanted: &BTreeSet<(ChannelId, u64)>,
+        found: &mut Found,
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let mut reader = held.reader().await?;
+        let mut blocks = SnapshotBlocks::default();
+        while let Some(chunk) = reader.next_chunk().await? {
+            blocks.push(chunk);
+            while let Some((key, block)) = blocks.next_block()? {
+                let kubemq_broker::BlockKey::Runs { channel, first_sequence } = key else { continue };
+                let is_wanted = wanted.contains(&(channel, first_sequence));
+                let is_away = gateway.with_core(|core| {
+                    let here = core.state.channel_by_id(channel);
+                    let is_away = here.is_some_and(|here| here.away_from(first_sequence, 1).eq([first_sequence]));
+                    if is_away && is_wanted && core.state.bring_back(channel, first_sequence, &block) {
+                        found.came_back += 1;
+                    }
+                    is_away
+                });
+                if is_away {
+                    found.blocks += u64::from(self.put(gateway, key, &block).await);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a block once the index takes it; false when it never will.
+    async fn put(&self, gateway: &Gateway, key: kubemq_broker::BlockKey, block: &Bytes) -> bool {
+        while self.index.put(on_disk(key), block.clone()).is_err() {
+            if matches!(*self.index.state().borrow(), IndexState::Failed(_) | IndexState::Closed) {
+                return false;
+            }
+            gateway.runtime().clock.sleep(RETRY).await;
+        }
+        true
+    }
+}
+
+/// What putting every block came to.
+pub(crate) struct Found {
+    /// Blocks that the index took.
+    pub(crate) blocks: u64,
+    /// Blocks that came back into memory.
+    pub(crate) came_back: u64,
+    /// Whether everything was found.
+    pub(crate) result: Result<(), Box<dyn Error + Send + Sync>>,
+}
+
+/// A block left the memory and is nowhere.
+#[derive(Debug, thiserror::Error)]
+#[error("block {first_sequence} of channel {channel} is neither in the index nor in the newest snapshot")]
+struct NotInSnapshot {
+    channel: u64,
+    first_sequence: u64,
 }
 
 fn on_disk(key: kubemq_broker::BlockKey) -> BlockKey {

@@ -14,6 +14,7 @@ pub mod gateway;
 pub mod grpc;
 mod index_feed;
 pub mod limits;
+mod index_memory;
 pub mod live;
 pub mod metrics;
 pub mod node;

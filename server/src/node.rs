@@ -23,6 +23,7 @@ use crate::desk::{Core, release_when_due};
 use crate::gateway::retention::Retention;
 use crate::gateway::{Gateway, Outbox, Parts, keep_places, trim_what_is_old};
 use crate::index_feed::IndexFeed;
+use crate::index_memory::IndexMemory;
 use crate::live::{self, Live};
 use crate::replica::Replica;
 use crate::scrub::{Pace, scrub_now_and_then};
@@ -54,6 +55,8 @@ pub struct Options {
     pub retention: Retention,
     /// Limits of the replicated state.
     pub state: Limits,
+    /// Bytes of the index of stored messages that may be in memory.
+    pub index_bytes: u64,
     /// How fast and how often what is stored is read again.
     pub scrub: Pace,
 }
@@ -134,7 +137,8 @@ impl Node {
         let core = Arc::new(Mutex::new(Core::new(State::new(options.state))));
         let outbox_cell = Arc::new(OnceLock::new());
         let feed = IndexFeed::new(index.clone());
-        let replica = Replica::new(Arc::clone(&core), id, Arc::clone(&outbox_cell), feed.clone());
+        let memory = IndexMemory::new(options.index_bytes);
+        let replica = Replica::new(Arc::clone(&core), id, Arc::clone(&outbox_cell), feed.clone(), memory.clone());
         let mut settings = kubemq_raft::Options { node: id, ..options.raft };
         if options.formation == Formation::Alone {
             // Nobody else is to be convinced or replaced: consensus need not wake up fifty times a second.
@@ -154,8 +158,11 @@ impl Node {
             live: Live::new(&runtime, options.live),
             limits: options.queue,
             retention: options.retention,
+            memory: memory.clone(),
             node: id,
         });
+        let bring_back = memory.clone().bring_back_what_is_wanted(gateway.clone(), index.clone(), feed.clone());
+        let let_go = memory.let_go_of_what_is_cold(gateway.clone(), index.clone());
         let tasks = vec![
             runtime.tasks.spawn("leadership", OnFailure::StopNode, gateway.clone().follow_leadership()).abort_on_drop(),
             runtime.tasks.spawn("timers", OnFailure::StopNode, release_when_due(gateway.clone())).abort_on_drop(),
@@ -165,6 +172,8 @@ impl Node {
                 .tasks
                 .spawn("scrub", OnFailure::Log, scrub_now_and_then(gateway.clone(), options.scrub))
                 .abort_on_drop(),
+            runtime.tasks.spawn("index-come", OnFailure::StopNode, bring_back).abort_on_drop(),
+            runtime.tasks.spawn("index-go", OnFailure::StopNode, let_go).abort_on_drop(),
             runtime.tasks.spawn("index-feed", OnFailure::Log, feed.rebuild_when_empty(gateway.clone())).abort_on_drop(),
         ];
         match options.formation {
@@ -253,6 +262,7 @@ pub(crate) mod tests {
             live: live::Limits::default(),
             retention: Retention::default(),
             state: Limits::default(),
+            index_bytes: 256 << 20,
             scrub: Pace::default(),
         }
     }

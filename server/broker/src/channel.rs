@@ -67,6 +67,15 @@ pub enum Lookup<T> {
 }
 
 impl<T> Lookup<T> {
+    /// The same with what was found turned into something else.
+    pub fn map<U>(self, turn: impl FnOnce(T) -> U) -> Lookup<U> {
+        match self {
+            Self::Here(found) => Lookup::Here(turn(found)),
+            Self::Away(block) => Lookup::Away(block),
+            Self::Nothing => Lookup::Nothing,
+        }
+    }
+
     /// What was found, if it is here.
     pub fn here(self) -> Option<T> {
         match self {
@@ -451,9 +460,10 @@ impl Channel {
         (in_runs + self.copies.count() == waiting).then_some(())
     }
 
-    /// The sealed blocks at `sequence` or behind it whose runs are not in memory, by their first sequences.
-    pub fn away_from(&self, sequence: u64) -> impl Iterator<Item = u64> + '_ {
-        self.runs.away_from(sequence)
+    /// Of the `most` sealed blocks from the one that holds `sequence` on, those whose runs are not in memory, by their
+    /// first sequences.
+    pub fn away_from(&self, sequence: u64, most: usize) -> impl Iterator<Item = u64> + '_ {
+        self.runs.away_from(sequence, most)
     }
 }
 

@@ -32,7 +32,7 @@ pub use copies::Copy;
 pub use cursors::{Reader, Start};
 pub use effect::{Answer, Applied, BatchAnswer, BlockKey, Effect, Outcome, Refusal};
 pub use limits::Limits;
-pub use living::LivingWalk;
+pub use living::{LivingRange, LivingWalk};
 pub use name::{Kind, Name, NameError};
 pub use operation::{DecodeError, MoveItem, MoveMode, Operation, Stored, TimerRef, publish_head};
 pub use origins::BatchView;

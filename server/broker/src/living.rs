@@ -16,7 +16,7 @@ use crate::state::State;
 const PER_PIECE: usize = 4096;
 
 /// An entry, the first part of it, and how many parts from there.
-type Range = (u64, u16, u16);
+pub type LivingRange = (u64, u16, u16);
 
 /// Where the walk goes on.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub struct LivingWalk {
     state: State,
     stage: Stage,
     previous: Previous,
-    out: Vec<Range>,
+    out: Vec<LivingRange>,
 }
 
 impl LivingWalk {
@@ -48,7 +48,7 @@ impl LivingWalk {
     /// # Errors
     ///
     /// What left the memory is not in the chunks that were handed over.
-    pub fn next_piece(&mut self) -> Result<Piece<Vec<(u64, u16, u16)>>, RestoreError> {
+    pub fn next_piece(&mut self) -> Result<Piece<Vec<LivingRange>>, RestoreError> {
         while self.out.len() < PER_PIECE {
             match std::mem::replace(&mut self.stage, Stage::Done) {
                 Stage::After(before) => self.stage = self.channel_after(before),
@@ -76,7 +76,7 @@ impl LivingWalk {
     /// # Errors
     ///
     /// Something did.
-    pub fn all(mut self) -> Result<Vec<(u64, u16, u16)>, RestoreError> {
+    pub fn all(mut self) -> Result<Vec<LivingRange>, RestoreError> {
         let mut ranges = Vec::new();
         loop {
             match self.next_piece()? {

@@ -314,10 +314,12 @@ impl Runs {
         true
     }
 
-    /// The sealed blocks from the one that holds `sequence` on whose runs are not in memory, by their first sequences.
-    pub(crate) fn away_from(&self, sequence: u64) -> impl Iterator<Item = u64> + '_ {
+    /// The sealed blocks from the one that holds `sequence` on whose runs are not in memory, by their first sequences;
+    /// looks at `most` blocks.
+    pub(crate) fn away_from(&self, sequence: u64, most: usize) -> impl Iterator<Item = u64> + '_ {
+        let most = if self.here as usize == self.sealed.len() { 0 } else { most };
         let from = self.sealed.range(..=sequence).next_back().map_or(sequence, |(key, _)| *key);
-        self.sealed.range(from..).filter(|(_, block)| block.runs.is_none()).map(|(first, _)| *first)
+        self.sealed.range(from..).take(most).filter(|(_, block)| block.runs.is_none()).map(|(first, _)| *first)
     }
 
     /// What messages from `sequence` on weigh, which must be in a run and not settled: up to which sequence they weigh

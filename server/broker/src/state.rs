@@ -315,6 +315,12 @@ impl State {
         self.sealed_bytes
     }
 
+    /// How many sealed blocks of runs are in memory.
+    #[must_use]
+    pub fn sealed_blocks(&self) -> u64 {
+        self.sealed_bytes / SEALED_LIST_BYTES
+    }
+
     /// Lets blocks of runs leave the memory that the index on disk and a durable snapshot of entry `durable` hold, until
     /// at most `goal` bytes of index are left. The first `keep` blocks of each channel stay: they are read next. Begins
     /// with the channel `from` and looks at no more than `most` channels and lets no more than about as many blocks go;

@@ -347,7 +347,7 @@ impl Replica {
         let away: Vec<(ChannelId, u64)> = Kind::ALL
             .iter()
             .flat_map(|kind| self.state.channels(*kind))
-            .flat_map(|channel| channel.away_from(0).map(|first| (channel.id(), first)))
+            .flat_map(|channel| channel.away_from(0, usize::MAX).map(|first| (channel.id(), first)))
             .collect();
         for (channel, first_sequence) in away {
             let block = &index.blocks[&BlockKey::Runs { channel, first_sequence }];

@@ -72,7 +72,7 @@ impl Checked {
             memory: Memory {
                 tail_cache_bytes: self.number(&keys::TAIL_CACHE),
                 ingest_bytes: self.size(&keys::INGEST),
-                index_bytes: self.number(&keys::INDEX),
+                index_bytes: Some(self.number(&keys::INDEX)).filter(|bytes| *bytes > 0),
                 free_disk_bytes: self.number(&keys::FREE_DISK),
             },
             grace: Duration::from_secs(self.number(&keys::GRACE)),
@@ -229,7 +229,8 @@ mod tests {
             with(&[("LIMITS_SCRUB", "0"), ("STORE_SCRUB_INTERVAL", "7"), ("STORE_SNAPSHOT_IDLE", "8")]).unwrap();
         assert_eq!(paced.scrub, Pace { bytes_per_second: 0, every: Duration::from_secs(7) });
         assert_eq!(paced.snapshot_idle, Duration::from_secs(8));
-        assert_eq!(with(&[("LIMITS_INDEX", "2GiB")]).unwrap().memory.index_bytes, 2 << 30);
+        assert_eq!(with(&[("LIMITS_INDEX", "2GiB")]).unwrap().memory.index_bytes, Some(2 << 30));
+        assert_eq!(with(&[("LIMITS_INDEX", "auto")]).unwrap().memory.index_bytes, None);
         let kept = with(&[("STORE_MAX_RETENTION", "5"), ("STORE_MAX_MESSAGES", "6"), ("STORE_MAX_QUEUE_SIZE", "7")]);
         let keep = Keep { age: Some(Duration::from_secs(300)), events: Some(6), bytes: Some(7) };
         assert_eq!(kept.unwrap().retention.all, keep);

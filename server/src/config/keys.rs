@@ -49,6 +49,13 @@ pub enum Kind {
         /// The most.
         max: u64,
     },
+    /// A size as [`Kind::Bytes`], or `auto`.
+    BytesOrAuto {
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
     /// Any text that is not empty.
     Text,
     /// A directory.
@@ -60,6 +67,9 @@ pub enum Kind {
     /// A log level, as a word or as the number by which commercial versions know it.
     Level,
 }
+
+/// Leaves a size to the program; its number is 0.
+pub(super) const AUTO: &str = "auto";
 
 /// Log levels by their number.
 pub(super) const LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "error", "fatal"];
@@ -407,10 +417,12 @@ pub static INDEX: Key = Key {
     name: "limits.index",
     aliases: &[],
     env: &["LIMITS_INDEX"],
-    kind: Kind::Bytes { min: 16 * MIB, max: 1024 * GIB },
-    default: "1GiB",
-    doc: "Memory for the index of stored messages, 24 bytes for each run of them. Beyond it sends are refused and \
-          settlements are not. All nodes of a cluster must have the same.",
+    kind: Kind::BytesOrAuto { min: MIB, max: 1024 * GIB },
+    default: "auto",
+    doc: "Memory for the index of stored messages, 24 bytes for each run of them; `auto` is an eighth of the memory that \
+          the process may have, and at least 256 MiB. What is not read soon is kept on the disk instead. Sends are \
+          refused, and settlements are not, when what must be in memory (channels, delayed messages, messages that \
+          were given back) does not fit.",
     since: "0.1",
 };
 
@@ -584,6 +596,8 @@ impl Key {
             },
             Kind::Number { min, max, unit } => number(self, text, *min, *max, unit).map(Value::Number),
             Kind::Bytes { min, max } => bytes(text, *min, *max).map(Value::Number),
+            Kind::BytesOrAuto { .. } if text == AUTO => Ok(Value::Number(0)),
+            Kind::BytesOrAuto { min, max } => bytes(text, *min, *max).map(Value::Number),
             Kind::Text | Kind::Directory if text.is_empty() => Err("cannot be empty".to_owned()),
             Kind::Text | Kind::Directory => Ok(Value::Text(text.to_owned())),
             Kind::Word(words) => word(text, words).map(Value::Text),
@@ -604,6 +618,7 @@ impl Key {
             Kind::Address => "an IP address".to_owned(),
             Kind::Number { min, max, unit } => format!("{min} to {max} {unit}"),
             Kind::Bytes { min, max } => format!("{} to {}", size(*min), size(*max)),
+            Kind::BytesOrAuto { min, max } => format!("{AUTO}, or {} to {}", size(*min), size(*max)),
             Kind::Text => "text".to_owned(),
             Kind::Directory => "a directory".to_owned(),
             Kind::Word(words) => words.join(", "),

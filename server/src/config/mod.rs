@@ -110,8 +110,8 @@ pub struct Memory {
     pub tail_cache_bytes: u64,
     /// Large requests on their way in, in bytes.
     pub ingest_bytes: usize,
-    /// The index of stored messages, in bytes.
-    pub index_bytes: u64,
+    /// The index of stored messages, in bytes; nothing to take a part of what there is.
+    pub index_bytes: Option<u64>,
     /// What stays free of the disk, in bytes.
     pub free_disk_bytes: u64,
 }

@@ -1,6 +1,6 @@
 //! The configuration as people and programs read it: what holds now, and what could be said.
 
-use super::keys::{KEYS, Key, Kind, size};
+use super::keys::{AUTO, KEYS, Key, Kind, size};
 use super::{Config, Value};
 
 /// One line of what holds now.
@@ -27,7 +27,8 @@ pub fn listing(config: &Config) -> Vec<Line> {
 
 fn written(key: &Key, value: &Value) -> String {
     match (&key.kind, value) {
-        (Kind::Bytes { .. }, Value::Number(bytes)) => size(*bytes),
+        (Kind::BytesOrAuto { .. }, Value::Number(0)) => AUTO.to_owned(),
+        (Kind::Bytes { .. } | Kind::BytesOrAuto { .. }, Value::Number(bytes)) => size(*bytes),
         (_, value) => value.to_string(),
     }
 }

@@ -9,6 +9,7 @@
 //! still hold, so that a node that comes to lead again hands none of that out a second time. Who reads stored
 //! events is served by any node, but for groups (see [`readers`]).
 
+mod away;
 mod polls;
 mod readers;
 mod timers;
@@ -16,10 +17,11 @@ mod timers;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use kubemq_broker::{ChannelId, Copy, Effect, Kind, State};
+use kubemq_broker::{ChannelId, Copy, Effect, Kind, Lookup, State};
 use kubemq_runtime::FixedHashMap;
 use kubemq_runtime::sync::Notify;
 
+use self::away::Away;
 use self::readers::Readers;
 pub(crate) use polls::Poll;
 pub(crate) use readers::{Leave, Member, ReaderKey, StoredEvent, Want};
@@ -45,6 +47,8 @@ pub(crate) struct Desk {
     pub(crate) timer_set: Arc<Notify>,
     /// Who reads stored events.
     pub(crate) readers: Readers,
+    /// Blocks of the index that somebody waits for.
+    pub(crate) away: Away,
 }
 
 /// What the desk knows of a channel that somebody reads. Without an entry, every living message is ready.
@@ -88,6 +92,8 @@ pub(crate) struct Reserved {
     pub(crate) sequence: u64,
     pub(crate) entry: u64,
     pub(crate) part: u16,
+    /// The size that it is counted with.
+    pub(crate) bytes: u64,
     pub(crate) copy: Option<Copy>,
 }
 
@@ -173,7 +179,8 @@ impl Core {
                 continue;
             };
             let before = poll.reserved.len();
-            desk.reserve(channel, id, poll.want, &mut poll.reserved);
+            let away = desk.reserve(channel, id, poll.want, &mut poll.reserved);
+            self.desk.away.want(id, away);
             let got = poll.reserved.len() - before;
             if got == 0 {
                 return;
@@ -243,9 +250,10 @@ impl Core {
         kept
     }
 
-    /// Returns up to `most` ready messages of `channel` without reserving them, from sequence `from` on.
-    pub(crate) fn visible(&self, channel: &str, from: u64, most: usize) -> Vec<Reserved> {
-        let Some(channel) = self.state.channel(Kind::Queue, channel) else { return Vec::new() };
+    /// Returns up to `most` ready messages of `channel` without reserving them, from sequence `from` on. Where a block
+    /// of the index must come back first it ends there, and says whether it did.
+    pub(crate) fn visible(&mut self, channel: &str, from: u64, most: usize) -> (Vec<Reserved>, bool) {
+        let Some(channel) = self.state.channel(Kind::Queue, channel) else { return (Vec::new(), false) };
         let desk = self.desk.channels.get(&channel.id());
         let mut visible = Vec::new();
         let mut from = from;
@@ -255,11 +263,27 @@ impl Core {
             if desk.is_some_and(|desk| !desk.has_free(sequence)) {
                 continue;
             }
-            if let Some(location) = channel.locate(sequence) {
-                visible.push(Reserved::new(channel.id(), sequence, &location));
+            match channel.locate(sequence) {
+                Lookup::Here(location) => visible.push(Reserved::new(channel.id(), sequence, &location)),
+                Lookup::Away(block) => {
+                    self.desk.away.want(channel.id(), Some(block));
+                    return (visible, true);
+                }
+                Lookup::Nothing => {}
             }
         }
-        visible
+        (visible, false)
+    }
+
+    /// Blocks of this channel came back into memory: whoever waited for them looks again.
+    pub(crate) fn came_back(&mut self, id: ChannelId) {
+        self.serve(id);
+        self.desk.away.tell();
+    }
+
+    /// Whether a block of `channel` is on its way back into memory, so that it has more than can be handed out now.
+    pub(crate) fn waits_for_index(&self, channel: &str) -> bool {
+        self.state.channel(Kind::Queue, channel).is_some_and(|channel| self.desk.away.is_wanted(channel.id()))
     }
 
     /// Returns a notification of the next message that becomes ready in `channel`, which need not exist.
@@ -290,7 +314,8 @@ impl Core {
 
 impl Reserved {
     fn new(channel: ChannelId, sequence: u64, location: &kubemq_broker::Location<'_>) -> Self {
-        Self { channel, sequence, entry: location.entry, part: location.part, copy: location.copy.cloned() }
+        let kubemq_broker::Location { entry, part, bytes, copy } = *location;
+        Self { channel, sequence, entry, part, bytes, copy: copy.cloned() }
     }
 }
 
@@ -360,24 +385,42 @@ impl DeskChannel {
         !self.out.contains_key(&sequence) && !self.damaged.contains(&sequence)
     }
 
-    /// Reserves up to `want` ready messages, lowest sequence first.
-    fn reserve(&mut self, channel: &kubemq_broker::Channel, id: ChannelId, want: usize, into: &mut Vec<Reserved>) {
+    /// Reserves up to `want` ready messages, lowest sequence first. Names a block of the index that must come back into
+    /// memory for those that follow.
+    fn reserve(
+        &mut self,
+        channel: &kubemq_broker::Channel,
+        id: ChannelId,
+        want: usize,
+        into: &mut Vec<Reserved>,
+    ) -> Option<u64> {
         let end = into.len() + want;
         while into.len() < end {
-            let sequence = if let Some(sequence) = self.returned.pop_first() {
-                sequence
-            } else {
-                let Some(sequence) = channel.next_alive(self.cursor) else { return };
-                self.cursor = sequence + 1;
-                sequence
+            let returned = self.returned.pop_first();
+            let sequence = match returned {
+                Some(sequence) => sequence,
+                None => channel.next_alive(self.cursor)?,
             };
             if !self.has_free(sequence) {
+                self.cursor = self.cursor.max(sequence + 1);
                 continue;
             }
-            // What was settled since it came back is gone.
-            let Some(location) = channel.locate(sequence) else { continue };
+            let location = match channel.locate(sequence) {
+                Lookup::Here(location) => location,
+                Lookup::Away(block) => {
+                    self.returned.extend(returned);
+                    return Some(block);
+                }
+                // What was settled since it came back is gone.
+                Lookup::Nothing => {
+                    self.cursor = self.cursor.max(sequence + 1);
+                    continue;
+                }
+            };
+            self.cursor = self.cursor.max(sequence + 1);
             into.push(Reserved::new(id, sequence, &location));
             self.out.insert(sequence, Out::Held);
         }
+        away::soon(channel, self.cursor)
     }
 }

@@ -40,7 +40,8 @@ impl Poll {
         if let Some(channel) = channel {
             let desk = core.desk.channels.entry(channel.id()).or_default();
             if desk.queue.is_empty() {
-                desk.reserve(channel, channel.id(), want, &mut reserved);
+                let away = desk.reserve(channel, channel.id(), want, &mut reserved);
+                core.desk.away.want(channel.id(), away);
             }
             if !reserved.is_empty() {
                 return reserved;

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use bytes::Bytes;
-use kubemq_broker::{Channel, ChannelId, Kind, Operation, Reader, Stretch};
+use kubemq_broker::{Channel, ChannelId, Kind, Lookup, Operation, Reader, Stretch};
 use kubemq_runtime::sync::Notify;
 use parking_lot::Mutex;
 
-use super::Core;
+use super::{Core, away};
 
 /// Events that one member of several is given at a time, at most, so that the others get some.
 const SHARE: u64 = 64;
@@ -266,7 +266,8 @@ impl Core {
             u64::MAX
         };
         let mut given = member.given.lock();
-        let stretches = place.take(channel, Want { events: want.events.min(share), ..want }, &mut given);
+        let (stretches, away) = place.take(channel, Want { events: want.events.min(share), ..want }, &mut given);
+        self.desk.away.want(channel.id(), away);
         if stretches.is_empty() {
             drop(given);
             open.wait(member, waker);
@@ -375,16 +376,23 @@ impl Place {
         self.next < channel.next_sequence() || !self.returned.is_empty()
     }
 
-    /// Takes the next stretches for a member: what came back first, then what is new.
-    fn take(&mut self, channel: &Channel, want: Want, given: &mut Given) -> Vec<Stretch> {
+    /// Takes the next stretches for a member: what came back first, then what is new. Names a block of the index that
+    /// must come back into memory for those that follow.
+    fn take(&mut self, channel: &Channel, want: Want, given: &mut Given) -> (Vec<Stretch>, Option<u64>) {
         let mut stretches = Vec::new();
         let (mut events, mut bytes) = (want.events, want.bytes);
         while events > 0 && bytes > 0 {
             let back = self.returned.pop_first();
             let (from, end) = back.unwrap_or((self.next, u64::MAX));
-            let Some(stretch) = channel.stretch(from).filter(|stretch| stretch.first_sequence < end) else {
+            let stretch = match channel.stretch(from) {
+                Lookup::Here(stretch) if stretch.first_sequence < end => stretch,
+                Lookup::Away(block) => {
+                    self.returned.extend(back);
+                    return (stretches, Some(block));
+                }
                 // What came back was removed meanwhile, or nothing is left.
-                if back.is_some() { continue } else { break }
+                Lookup::Here(_) | Lookup::Nothing if back.is_some() => continue,
+                Lookup::Here(_) | Lookup::Nothing => break,
             };
             let each = (stretch.bytes / u64::from(stretch.count)).max(1);
             let count =
@@ -400,7 +408,7 @@ impl Place {
             given.add(stretch.first_sequence, behind);
             stretches.push(Stretch { count: u16::try_from(count).unwrap_or(stretch.count), ..stretch });
         }
-        stretches
+        (stretches, away::soon(channel, self.next))
     }
 }
 

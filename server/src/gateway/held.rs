@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kubemq_broker::limits::MOVE_ITEMS;
-use kubemq_broker::{ChannelId, Kind, MoveItem, MoveMode, Name, Operation, Sequences};
+use kubemq_broker::{ChannelId, Kind, MoveItem, MoveMode, Name, Operation, Sequences, Stored};
 use kubemq_proto::stored;
 use kubemq_runtime::UnixNanos;
 
@@ -31,6 +31,8 @@ pub struct Delivery {
     pub cleared_policy: bool,
     /// The stored message, encoded without channel and attributes.
     pub message: Bytes,
+    /// Where it stands in the log.
+    pub(crate) stored: Stored,
 }
 
 impl Delivery {
@@ -40,6 +42,8 @@ impl Delivery {
         let Operation::Publish { expiration_ms, message, .. } = operation else {
             return Err(Unreadable::Content("something else".to_owned()));
         };
+        let bytes = u32::try_from(reserved.bytes).unwrap_or(u32::MAX);
+        let stored = Stored { entry: reserved.entry, part: reserved.part, bytes };
         let Some(copy) = &reserved.copy else {
             let expires_at = if expiration_ms == 0 { 0 } else { time + expiration_ms * 1_000_000 };
             return Ok(Self {
@@ -50,6 +54,7 @@ impl Delivery {
                 rerouted_from: None,
                 cleared_policy: false,
                 message,
+                stored,
             });
         };
         Ok(Self {
@@ -60,6 +65,7 @@ impl Delivery {
             rerouted_from: copy.rerouted_from.clone(),
             cleared_policy: copy.cleared_policy,
             message,
+            stored,
         })
     }
 
@@ -74,6 +80,7 @@ struct Unsettled {
     receive_count: u32,
     expires_at: u64,
     policy: Policy,
+    stored: Stored,
 }
 
 /// What the policy of a message says about giving it back.
@@ -143,6 +150,7 @@ impl Held {
             receive_count: delivery.receive_count,
             expires_at: delivery.expires_at,
             policy: Policy::of(&delivery),
+            stored: delivery.stored,
         };
         self.unsettled.insert(delivery.sequence, unsettled);
         self.deliveries.push(delivery);
@@ -198,7 +206,8 @@ impl Held {
         let mut dead: BTreeMap<Arc<str>, Vec<MoveItem>> = BTreeMap::new();
         let mut discarded = Vec::new();
         for (sequence, message) in settled {
-            let item = |receive_count| MoveItem { sequence, receive_count, expires_at: message.expires_at };
+            let (expires_at, stored) = (message.expires_at, Some(message.stored));
+            let item = |receive_count| MoveItem { sequence, receive_count, expires_at, stored };
             if message.receive_count < message.policy.max_receive_count {
                 again.push(item(message.receive_count));
             } else if let Some(queue) = message.policy.max_receive_queue {
@@ -225,7 +234,7 @@ impl Held {
         let item = |(sequence, message): (u64, Unsettled)| {
             let lives = u64::from(message.policy.expiration_seconds) * 1_000_000_000;
             let expires_at = if lives == 0 { 0 } else { now + lives };
-            MoveItem { sequence, receive_count: 0, expires_at }
+            MoveItem { sequence, receive_count: 0, expires_at, stored: Some(message.stored) }
         };
         let items: Vec<MoveItem> = settled.into_iter().map(item).collect();
         self.gateway.submit(moved(channel, to, MoveMode::Requeue, &items))

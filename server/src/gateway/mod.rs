@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kubemq_broker::{Channel, ChannelId, Kind, Name, Operation, Outcome, State};
+use kubemq_broker::{Channel, ChannelId, Kind, Lookup, Name, Operation, Outcome, State};
 use kubemq_proto::validate::QueueLimits;
 use kubemq_raft::Node;
 use kubemq_runtime::sync::watch;
@@ -41,6 +41,7 @@ use parking_lot::Mutex;
 
 use crate::damage::Damage;
 use crate::desk::Core;
+use crate::index_memory::IndexMemory;
 use crate::live::Live;
 use crate::metrics::Latency;
 use crate::scrub::Scrubber;
@@ -61,6 +62,9 @@ pub use transactions::Transactions;
 const WAIT_FOR_LEADER: Duration = Duration::from_secs(10);
 /// How long to wait before asking again whether this node may lead.
 const LEAD_RETRY: Duration = Duration::from_millis(2);
+
+/// How long a call waits for a part of the index that is not in memory.
+const FETCH: Duration = Duration::from_secs(30);
 
 /// Why a call could not be carried out now. None of these is the client's fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -93,6 +97,7 @@ struct Inner {
     retention: Retention,
     damage: Arc<Damage>,
     scrubber: Scrubber,
+    memory: IndexMemory,
     node: u64,
 }
 
@@ -100,7 +105,7 @@ impl Gateway {
     pub(crate) fn new(parts: Parts) -> Self {
         let (leading, _) = watch::channel(false);
         let numbers = Numbers::default();
-        let Parts { runtime, raft, log, core, outbox, live, limits, retention, node } = parts;
+        let Parts { runtime, raft, log, core, outbox, live, limits, retention, memory, node } = parts;
         let (damage, scrubber) = (Arc::default(), Scrubber::default());
         Self(Arc::new(Inner {
             runtime,
@@ -115,6 +120,7 @@ impl Gateway {
             retention,
             damage,
             scrubber,
+            memory,
             node,
         }))
     }
@@ -281,6 +287,8 @@ impl Gateway {
 
     pub(crate) fn raft(&self) -> &Node {
         &self.0.raft
+    pub(crate) fn index_memory(&self) -> &IndexMemory {
+        &self.0.memory
     }
 
     pub(crate) fn scrubber(&self) -> &Scrubber {
@@ -289,6 +297,31 @@ impl Gateway {
 
     pub(crate) fn with_core<T>(&self, read: impl FnOnce(&mut Core) -> T) -> T {
         read(&mut self.0.core.lock())
+    }
+
+    /// Waits until a part of the index is in memory, as `came` tells.
+    async fn fetched(&self, came: impl Future<Output = ()>) -> Result<(), Unavailable> {
+        let late = |_| Unavailable::Unreadable("a part of the index cannot be fetched".to_owned());
+        self.0.runtime.clock.timeout(FETCH, came).await.map_err(late)
+    }
+
+    /// Asks the state; where it answers that a block of the index is away, asks again when that is back.
+    async fn look_up<T>(&self, channel: ChannelId, ask: impl Fn(&Channel) -> Lookup<T>) -> Result<Option<T>, Unavailable> {
+        loop {
+            let came = {
+                let mut core = self.0.core.lock();
+                let Some(found) = core.state.channel_by_id(channel) else { return Ok(None) };
+                match ask(found) {
+                    Lookup::Here(found) => return Ok(Some(found)),
+                    Lookup::Nothing => return Ok(None),
+                    Lookup::Away(block) => {
+                        core.desk.away.want(channel, Some(block));
+                        core.desk.away.came()
+                    }
+                }
+            };
+            self.fetched(came).await?;
+        }
     }
 
     async fn barrier(&self) -> Result<(), Unavailable> {
@@ -361,5 +394,6 @@ pub(crate) struct Parts {
     pub(crate) live: Live,
     pub(crate) limits: QueueLimits,
     pub(crate) retention: Retention,
+    pub(crate) memory: IndexMemory,
     pub(crate) node: u64,
 }

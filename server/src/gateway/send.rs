@@ -72,10 +72,10 @@ impl Gateway {
         Ok(publishes.results)
     }
 
-    /// Returns why nothing can be stored now, if so: when the disk is nearly full, what is left is for the settlements
-    /// that make room.
+    /// Returns why nothing can be stored now, if so: when the disk or the memory of the index is nearly full, what is
+    /// left is for the settlements that make room.
     pub(super) fn refuses_to_store(&self) -> Option<Refusal> {
-        self.0.log.is_nearly_full().then_some(Refusal::NoSpace)
+        (self.0.log.is_nearly_full() || self.0.memory.is_full()).then_some(Refusal::NoSpace)
     }
 
     /// Submits operations and waits for their outcomes; while there is no leader it waits and submits again.
@@ -228,7 +228,7 @@ pub(super) fn refusal(reason: kubemq_broker::Refusal) -> Refusal {
     match reason {
         kubemq_broker::Refusal::TooManyChannels => Refusal::TooManyChannels,
         kubemq_broker::Refusal::TooManyCursors => Refusal::TooManySubscriptions,
-        kubemq_broker::Refusal::IndexFull | kubemq_broker::Refusal::Exhausted => Refusal::NoSpace,
+        kubemq_broker::Refusal::Exhausted => Refusal::NoSpace,
         kubemq_broker::Refusal::Malformed | kubemq_broker::Refusal::Name | kubemq_broker::Refusal::NotStored => {
             Refusal::PublishName
         }

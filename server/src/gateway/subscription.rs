@@ -73,6 +73,11 @@ impl Gateway {
         let key = ReaderKey { channel: name.as_str().into(), reader };
         let Some(announced) = self.announce(&key).await else { return Ok(Err(Refusal::StoreClientRegistered)) };
         let start = self.start(&key, position).await?;
+        if !self.has_place(&key)
+            && let Some(refusal) = self.refuses_to_store()
+        {
+            return Ok(Err(refusal));
+        }
         let open = Operation::OpenCursor { channel: name, reader: key.reader.clone(), start }.to_bytes();
         let mut outcomes = Err(Unavailable::Unknown);
         for _ in 0..ATTEMPTS {
@@ -128,26 +133,33 @@ impl Gateway {
             Position::Ago(ago) => self.time().0.saturating_sub(ago),
         };
         self.barrier().await?;
-        let channel = self.with_core(|core| {
-            let channel = core.state.channel(Kind::EventsStore, &key.channel)?;
-            channel.cursor(&key.reader).is_none().then(|| channel.id())
-        });
-        match channel {
+        if self.has_place(key) {
+            return Ok(Start::New);
+        }
+        match self.with_core(|core| core.state.channel(Kind::EventsStore, &key.channel).map(Channel::id)) {
             Some(channel) => Ok(Start::At(self.first_event_from(channel, time).await?)),
-            // There is nothing before the subscription, or its place is known.
+            // There is nothing before the subscription.
             None => Ok(Start::New),
         }
+    }
+
+    /// Returns whether a reader was here before and goes on where it was.
+    fn has_place(&self, key: &ReaderKey) -> bool {
+        self.with_core(|core| {
+            let channel = core.state.channel(Kind::EventsStore, &key.channel);
+            channel.is_some_and(|channel| channel.cursor(&key.reader).is_some())
+        })
     }
 
     /// Returns the sequence of the first event that was stored at `time` or later; the next one when there is none.
     pub(crate) async fn first_event_from(&self, channel: ChannelId, time: u64) -> Result<u64, Unavailable> {
         let moment = self.0.log.moment(time);
-        let between = self.with_core(|core| {
-            let channel = core.state.channel_by_id(channel)?;
-            let low = channel.first_from_entry(moment.before.unwrap_or(0));
-            Some((low, moment.from.map_or(channel.next_sequence(), |entry| channel.first_from_entry(entry))))
-        });
-        let Some((mut low, mut high)) = between else { return Ok(1) };
+        let low = self.look_up(channel, |channel| channel.first_from_entry(moment.before.unwrap_or(0))).await?;
+        let high = match moment.from {
+            Some(entry) => self.look_up(channel, |channel| channel.first_from_entry(entry)).await?,
+            None => self.look_up(channel, |channel| Lookup::Here(channel.next_sequence())).await?,
+        };
+        let Some((mut low, mut high)) = low.zip(high) else { return Ok(1) };
         while low < high {
             let middle = low + (high - low) / 2;
             // What was trimmed meanwhile is older.
@@ -162,7 +174,8 @@ impl Gateway {
 
     /// Returns when an event or a queue message was sent; nothing when it is gone.
     pub(crate) async fn stored_at(&self, channel: ChannelId, sequence: u64) -> Result<Option<u64>, Unavailable> {
-        let Some((entry, part)) = self.place_of_event(channel, sequence) else { return Ok(None) };
+        let place = self.look_up(channel, |channel| place_of(channel, sequence)).await?;
+        let Some((entry, part)) = place else { return Ok(None) };
         match self.0.log.read_part(entry, part).await {
             Ok(read) => Ok(Some(read.time)),
             // Damage at one event must not keep the others from being found, or kept for as long as they should be.
@@ -176,20 +189,18 @@ impl Gateway {
     /// Returns whether the sparse index of the log says that an event was stored at `time` or later.
     pub(crate) fn is_surely_from(&self, channel: ChannelId, sequence: u64, time: u64) -> bool {
         let from = self.0.log.moment(time).from;
-        let place = self.place_of_event(channel, sequence);
+        let place = self.with_core(|core| place_of(core.state.channel_by_id(channel)?, sequence).here());
         from.zip(place).is_some_and(|(from, (entry, _))| entry >= from)
-    }
-
-    fn place_of_event(&self, channel: ChannelId, sequence: u64) -> Option<(u64, u16)> {
-        self.with_core(|core| {
-            let location = core.state.channel_by_id(channel)?.locate(sequence)?;
-            Some((location.entry, location.part))
-        })
     }
 
     fn leads_now(&self) -> bool {
         *self.0.leading.borrow()
     }
+}
+
+/// Where an event stands in the log.
+fn place_of(channel: &Channel, sequence: u64) -> Lookup<(u64, u16)> {
+    channel.locate(sequence).map(|location| (location.entry, location.part))
 }
 
 /// A subscription that is about to begin; dropping it gives up.

@@ -89,6 +89,11 @@ impl Gateway {
             if self.0.runtime.clock.timeout_at(take.deadline, poll.changed()).await.is_err() {
                 // What was reserved at the last moment is taken, not sent round again.
                 let reserved = Reservation::new(self, poll.next(want));
+                if reserved.messages.is_empty() && self.with_core(|core| core.waits_for_index(&take.channel)) {
+                    // There is more: it is only being fetched.
+                    self.fetched(poll.changed()).await?;
+                    continue;
+                }
                 drop(poll);
                 self.read_into(reserved, take.max_bytes, &mut bytes, &mut held).await?;
                 return Ok(self.0.raft.leads().then_some(held));
@@ -123,8 +128,15 @@ impl Gateway {
         let mut from = 0;
         loop {
             let want = (take.max - peeked.deliveries.len()).min(PEEK_STEP);
-            let visible = self.with_core(|core| core.visible(&take.channel, from, want));
-            let Some(last) = visible.last() else { return Ok((peeked, Fill::Room)) };
+            let ((visible, is_away), came) =
+                self.with_core(|core| (core.visible(&take.channel, from, want), core.desk.away.came()));
+            let Some(last) = visible.last() else {
+                if !is_away {
+                    return Ok((peeked, Fill::Room));
+                }
+                self.fetched(came).await?;
+                continue;
+            };
             from = last.sequence + 1;
             let channel = last.channel;
             let mut gone = Vec::new();

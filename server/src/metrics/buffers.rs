@@ -45,7 +45,7 @@ pub(super) fn of(gateway: &Gateway, raft: &Raft, log: &Log, ingest: &Ingest) -> 
         Buffer::new("counted_channels", live.counted_channels.0, live.counted_channels.1),
         Buffer { name: "read_ahead_bytes", used: log.read_ahead_bytes, most: log.read_ahead_most },
         Buffer { name: "tail_cache_bytes", used: log.tail_bytes, most: log.tail_most },
-        Buffer { name: "index_bytes", used: index, most: state.index_bytes },
+        Buffer { name: "index_bytes", used: index, most: gateway.index_memory().most() },
         Buffer { name: "channels", used: channels, most: state.channels },
     ]
 }

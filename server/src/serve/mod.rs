@@ -4,6 +4,7 @@
 //! Nothing here knows what a queue is.
 
 mod listen;
+mod memory;
 mod ready;
 mod signals;
 
@@ -209,7 +210,8 @@ fn options(config: &Config, data: PathBuf) -> Options {
         queue: config.queue.clone(),
         live: config.live.clone(),
         retention: config.retention.clone(),
-        state: kubemq_broker::Limits { index_bytes: config.memory.index_bytes, ..kubemq_broker::Limits::default() },
+        index_bytes: config.memory.index_bytes.unwrap_or_else(memory::for_the_index),
+        state: kubemq_broker::Limits::default(),
         scrub: config.scrub,
     }
 }

@@ -98,7 +98,7 @@ impl Holdings {
                 let mut from = 1;
                 while let Some(sequence) = channel.next_alive(from) {
                     from = sequence + 1;
-                    let Some(location) = channel.locate(sequence) else { continue };
+                    let Some(location) = channel.locate(sequence).here() else { continue };
                     let content = content(&mut self.salvage, location.entry, location.part).await;
                     let (channel, sequence, copy) = (&**channel.name(), Some(sequence), location.copy);
                     each(Item { kind, channel, sequence, due: None, copy, content })?;
@@ -130,7 +130,7 @@ async fn newest(snapshots: &Snapshots, doubts: &mut Vec<String>) -> Result<(Stat
         doubts.push(format!("snapshot {} cannot be read ({why}): an older one, or the whole log, is used", file.name));
     }
     // What was refused for want of room when it was sent was refused then; nothing more is now.
-    Ok((State::new(Limits { index_bytes: u64::MAX, ..Limits::default() }), 1))
+    Ok((State::new(Limits::default()), 1))
 }
 
 /// Returns the metadata and the chunks of a snapshot.
