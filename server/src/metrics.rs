@@ -104,6 +104,8 @@ struct Numbers {
     channels: u64,
     timers: u64,
     index_memory: u64,
+    index_left: u64,
+    index_came_back: u64,
     in_flight: u64,
     polls: u64,
     /// Events that were read and wait for connections.
@@ -226,6 +228,7 @@ impl Sources {
         numbers.nearly_full = u64::from(log.is_nearly_full());
         numbers.durability = if log.flush() == Flush::Group { "group" } else { "interval" };
         numbers.index = index.stats();
+        (numbers.index_left, numbers.index_came_back) = gateway.index_memory().moved();
         let status = raft.status();
         numbers.term = status.term;
         numbers.leads = status.leads();
@@ -321,6 +324,8 @@ impl Numbers {
             gauge("kubemq_index_memory_bytes", "memory of the index of messages", &[], self.index_memory),
             gauge("kubemq_index_disk_bytes", "disk of the index of messages", &[], self.index.disk_bytes),
             gauge("kubemq_index_blocks", "blocks of the index on disk", &[], self.index.blocks),
+            counter("kubemq_index_left_memory_total", "blocks of the index that left the memory", &[], self.index_left),
+            counter("kubemq_index_came_back_total", "blocks of the index that came back", &[], self.index_came_back),
             counter("kubemq_index_refused_total", "blocks that the index could not take", &[], self.index.refused),
             gauge("kubemq_store_bytes", "disk of the log", &[], self.log_bytes),
             gauge("kubemq_store_free_bytes", "disk that is free", &[], self.free_bytes),

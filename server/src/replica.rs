@@ -11,9 +11,7 @@ use parking_lot::Mutex;
 use crate::desk::Core;
 use crate::gateway::Outbox;
 use crate::index_feed::IndexFeed;
-
-/// Ranges of living parts that are named at once.
-const LIVING: usize = 1024;
+use crate::index_memory::IndexMemory;
 
 /// This node's replica of the broker's state.
 pub(crate) struct Replica {
@@ -23,27 +21,36 @@ pub(crate) struct Replica {
     /// consensus, and consensus this replica: a stopped node would never be freed.
     outbox: Arc<OnceLock<Weak<Outbox>>>,
     feed: IndexFeed,
+    memory: IndexMemory,
 }
 
 impl Replica {
-    pub(crate) fn new(core: Arc<Mutex<Core>>, node: u64, outbox: Arc<OnceLock<Weak<Outbox>>>, feed: IndexFeed) -> Self {
-        Self { core, node, outbox, feed }
+    pub(crate) fn new(
+        core: Arc<Mutex<Core>>,
+        node: u64,
+        outbox: Arc<OnceLock<Weak<Outbox>>>,
+        feed: IndexFeed,
+        memory: IndexMemory,
+    ) -> Self {
+        Self { core, node, outbox, feed, memory }
     }
 }
 
-/// The chunks of a snapshot that is being read.
-#[derive(Default)]
-pub(crate) struct Gathered(Vec<Bytes>);
+/// A state that is being read.
+pub(crate) struct StateRestoring(kubemq_broker::Restoring);
 
-impl Restoring for Gathered {
+impl Restoring for StateRestoring {
     fn push(&mut self, chunk: Bytes) -> Result<(), RestoreError> {
-        self.0.push(chunk);
-        Ok(())
+        self.0.push(chunk).map_err(unreadable)
     }
+}
+
+fn unreadable(error: kubemq_broker::RestoreError) -> RestoreError {
+    RestoreError(error.to_string())
 }
 
 impl StateMachine for Replica {
-    type Restoring = Gathered;
+    type Restoring = StateRestoring;
 
     fn apply(&mut self, entries: Vec<Committed>) {
         let mut answers = Vec::new();
@@ -56,6 +63,7 @@ impl StateMachine for Replica {
                 effects.extend(applied.effects);
             }
             self.feed.take(&effects);
+            self.memory.look(&core.state);
             core.take_effects(effects);
         }
         let Some(outbox) = self.outbox.get().and_then(Weak::upgrade) else { return };
@@ -75,20 +83,23 @@ impl StateMachine for Replica {
         Box::new(StateSnapshot(self.core.lock().state.snapshot()))
     }
 
-    fn restoring(&self) -> Gathered {
-        Gathered::default()
+    fn restoring(&self) -> StateRestoring {
+        StateRestoring(kubemq_broker::Restoring::new(self.memory.goal()))
     }
 
-    fn restore(&mut self, read: Gathered) -> Result<(), RestoreError> {
-        let state = State::restore(read.0).map_err(|error| RestoreError(error.to_string()))?;
+    fn restore(&mut self, read: StateRestoring) -> Result<(), RestoreError> {
+        let state = read.0.finish().map_err(unreadable)?;
+        self.memory.look(&state);
         self.core.lock().replace(state);
         Ok(())
     }
 
-    fn snapshot_is_durable(&mut self, _index: u64) {}
+    fn snapshot_is_durable(&mut self, index: u64) {
+        self.memory.snapshot_is_durable(index);
+    }
 
     fn wants_snapshot(&self) -> bool {
-        false
+        self.memory.wants_snapshot()
     }
 
     fn digest(&self) -> u64 {
@@ -120,32 +131,48 @@ struct StateSnapshot(kubemq_broker::Snapshot);
 
 impl SnapshotSource for StateSnapshot {
     fn chunks(&self) -> Box<dyn Pieces<Bytes>> {
-        Box::new(InMemory(self.0.clone().chunks()))
+        Box::new(Chunks(self.0.chunks()))
     }
 
     fn living(&self) -> Box<dyn Pieces<Vec<Living>>> {
-        let snapshot = self.0.clone();
-        // Looked through when the first is asked for, away from whoever took the snapshot.
-        Box::new(InMemory(std::iter::once_with(move || living(&snapshot)).flatten()))
+        Box::new(LivingRanges(self.0.living()))
     }
 }
 
-fn living(snapshot: &kubemq_broker::Snapshot) -> Vec<Vec<Living>> {
-    let mut living = snapshot.living().map(|(entry, first, count)| {
-        let count = u16::try_from(count).unwrap_or(u16::MAX);
-        Living { entry, first, count }
-    });
-    std::iter::from_fn(|| Some(living.by_ref().take(LIVING).collect()).filter(|batch: &Vec<_>| !batch.is_empty()))
-        .collect()
-}
+struct Chunks(kubemq_broker::SnapshotChunks);
 
-/// A walk through what is all in memory.
-struct InMemory<I>(I);
-
-impl<T, I: Iterator<Item = T> + Send> Pieces<T> for InMemory<I> {
-    fn next(&mut self) -> Result<Piece<T>, RestoreError> {
-        Ok(self.0.next().map_or(Piece::End, Piece::Next))
+impl Pieces<Bytes> for Chunks {
+    fn next(&mut self) -> Result<Piece<Bytes>, RestoreError> {
+        self.0.next_piece().map(piece).map_err(unreadable)
     }
 
-    fn feed(&mut self, _: Option<Bytes>) {}
+    fn feed(&mut self, chunk: Option<Bytes>) {
+        self.0.feed(chunk);
+    }
+}
+
+struct LivingRanges(kubemq_broker::LivingWalk);
+
+impl Pieces<Vec<Living>> for LivingRanges {
+    fn next(&mut self) -> Result<Piece<Vec<Living>>, RestoreError> {
+        let ranges = self.0.next_piece().map(piece).map_err(unreadable)?;
+        let living = |(entry, first, count)| Living { entry, first, count };
+        Ok(match ranges {
+            Piece::Next(ranges) => Piece::Next(ranges.into_iter().map(living).collect()),
+            Piece::Previous => Piece::Previous,
+            Piece::End => Piece::End,
+        })
+    }
+
+    fn feed(&mut self, chunk: Option<Bytes>) {
+        self.0.feed(chunk);
+    }
+}
+
+fn piece<T>(piece: kubemq_broker::Piece<T>) -> Piece<T> {
+    match piece {
+        kubemq_broker::Piece::Next(next) => Piece::Next(next),
+        kubemq_broker::Piece::Previous => Piece::Previous,
+        kubemq_broker::Piece::End => Piece::End,
+    }
 }

@@ -63,6 +63,7 @@ async fn start(id: u64, network: &MemoryNetwork) -> Node {
         live: live::Limits::default(),
         retention: Retention::default(),
         state: Limits::default(),
+        index_bytes: 256 << 20,
         scrub: Pace::default(),
     };
     let index = IndexWriter::start(|| Ok((MemoryIndex::default(), Opening::Fresh)), &runtime);

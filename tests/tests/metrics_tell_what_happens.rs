@@ -16,7 +16,7 @@ use kubemq_tests::wait::SOON;
 use kubemq_tests::{Client, Server, wait_until};
 
 /// Of these nothing but their presence can be asked of one node in a moment.
-const STILL: [&str; 18] = [
+const STILL: [&str; 20] = [
     // It is what it is.
     "kubemq_build_info",
     "kubemq_durability_info",
@@ -27,6 +27,8 @@ const STILL: [&str; 18] = [
     "kubemq_scrub_read_bytes_total",
     "kubemq_scrub_damaged",
     "kubemq_scrub_last_pass_seconds",
+    "kubemq_index_came_back_total",
+    "kubemq_index_left_memory_total",
     "kubemq_index_refused_total",
     // In whole seconds.
     "process_cpu_seconds_total",

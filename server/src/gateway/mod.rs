@@ -287,6 +287,8 @@ impl Gateway {
 
     pub(crate) fn raft(&self) -> &Node {
         &self.0.raft
+    }
+
     pub(crate) fn index_memory(&self) -> &IndexMemory {
         &self.0.memory
     }
@@ -306,7 +308,11 @@ impl Gateway {
     }
 
     /// Asks the state; where it answers that a block of the index is away, asks again when that is back.
-    async fn look_up<T>(&self, channel: ChannelId, ask: impl Fn(&Channel) -> Lookup<T>) -> Result<Option<T>, Unavailable> {
+    async fn look_up<T>(
+        &self,
+        channel: ChannelId,
+        ask: impl Fn(&Channel) -> Lookup<T>,
+    ) -> Result<Option<T>, Unavailable> {
         loop {
             let came = {
                 let mut core = self.0.core.lock();

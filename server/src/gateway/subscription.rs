@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use kubemq_broker::{ChannelId, Kind, Name, Operation, Outcome, Reader, Start, Stretch};
+use kubemq_broker::{Channel, ChannelId, Kind, Lookup, Name, Operation, Outcome, Reader, Start, Stretch};
 use kubemq_proto::frame::Frame;
 use kubemq_proto::kubemq::Subscribe;
 use kubemq_proto::strings::Refusal;

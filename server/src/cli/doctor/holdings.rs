@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kubemq_broker::{Answer, BatchView, Copy, Kind, Limits, Operation, State};
+use kubemq_broker::{Answer, BatchView, Copy, Kind, Limits, Operation, RestoreError, Restoring, State};
 use kubemq_raft::Envelope;
 use kubemq_runtime::{Runtime, chain};
 use kubemq_storage::fs::Disk;
@@ -119,7 +119,7 @@ impl Holdings {
 async fn newest(snapshots: &Snapshots, doubts: &mut Vec<String>) -> Result<(State, u64), Error> {
     for file in snapshots.files().iter().rev() {
         let why = match read(snapshots, file).await {
-            Ok((meta, chunks)) => match (kubemq_raft::snapshot_index(&meta), State::restore(chunks)) {
+            Ok((meta, state)) => match (kubemq_raft::snapshot_index(&meta), state) {
                 (Some(index), Ok(state)) => return Ok((state, index + 1)),
                 (_, Err(error)) => error.to_string(),
                 (None, _) => "its metadata is not readable".to_owned(),
@@ -133,14 +133,16 @@ async fn newest(snapshots: &Snapshots, doubts: &mut Vec<String>) -> Result<(Stat
     Ok((State::new(Limits::default()), 1))
 }
 
-/// Returns the metadata and the chunks of a snapshot.
-async fn read(snapshots: &Snapshots, file: &SnapshotFile) -> Result<(Bytes, Vec<Bytes>), Error> {
+/// Returns the metadata of a snapshot and the state in it.
+async fn read(snapshots: &Snapshots, file: &SnapshotFile) -> Result<(Bytes, Result<State, RestoreError>), Error> {
     let mut reader = snapshots.hold(file).await?.reader().await?;
-    let mut chunks = Vec::new();
+    let mut restoring = Restoring::new(u64::MAX);
+    let mut pushed = Ok(());
     while let Some(chunk) = reader.next_chunk().await? {
-        chunks.push(chunk);
+        // Read to the end in any case: only then it is known whether the file is whole.
+        pushed = pushed.and_then(|()| restoring.push(chunk));
     }
-    Ok((reader.meta().clone(), chunks))
+    Ok((reader.meta().clone(), pushed.and_then(|()| restoring.finish())))
 }
 
 async fn content(salvage: &mut Salvage, entry: u64, part: u16) -> Result<Content, String> {

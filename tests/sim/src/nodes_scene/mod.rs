@@ -56,6 +56,7 @@ struct Sizes {
     tail: u64,
     snapshot: u64,
     keep: u64,
+    index: u64,
 }
 
 impl Sizes {
@@ -65,6 +66,8 @@ impl Sizes {
             tail: 16 * 1024 + random.below(256 * 1024),
             snapshot: 32 * 1024 + random.below(512 * 1024),
             keep: 16 * 1024 + random.below(256 * 1024),
+            // Half of the clusters have less memory for the index than they use.
+            index: if random.below(2) == 0 { 256 << 20 } else { 24 * 1024 + random.below(64 * 1024) },
         }
     }
 }
@@ -124,6 +127,7 @@ impl Program for Nodes {
                 live: kubemq_server::live::Limits::default(),
                 retention: events::retention(),
                 state: Limits::default(),
+                index_bytes: sizes.index,
                 scrub: kubemq_server::scrub::Pace::default(),
             };
             let index = IndexWriter::start(|| Ok((MemoryIndex::new(), Opening::Fresh)), &runtime);
