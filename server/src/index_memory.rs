@@ -99,7 +99,8 @@ impl IndexMemory {
         loop {
             clock.sleep(LOOK_EVERY).await;
             // What an index that failed holds would have to be found in the snapshot, block by block.
-            if matches!(*index.state().borrow(), IndexState::Open { .. }) {
+            let can_fetch = matches!(*index.state().borrow(), IndexState::Open { .. });
+            if can_fetch {
                 for keep in [HEAD_BLOCKS, 0] {
                     self.let_go(&gateway, keep).await;
                 }
@@ -108,7 +109,7 @@ impl IndexMemory {
                 self.look(&core.state);
                 (core.state.index_bytes(), core.state.sealed_bytes())
             });
-            let wants = all > self.goal() && sealed > self.goal() / 8;
+            let wants = can_fetch && all > self.goal() && sealed > self.goal() / 8;
             self.0.wants_snapshot.store(wants, Ordering::Relaxed);
         }
     }

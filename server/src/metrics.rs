@@ -228,7 +228,7 @@ impl Sources {
         numbers.nearly_full = u64::from(log.is_nearly_full());
         numbers.durability = if log.flush() == Flush::Group { "group" } else { "interval" };
         numbers.index = index.stats();
-        (numbers.index_left, numbers.index_came_back) = gateway.index_memory().moved();
+        (numbers.index_left, numbers.index_came_back) = gateway.index_blocks_moved();
         let status = raft.status();
         numbers.term = status.term;
         numbers.leads = status.leads();

@@ -275,6 +275,12 @@ impl Gateway {
         self.0.damage.passed_over()
     }
 
+    /// Returns how many blocks of the index left the memory since the start, and how many came back.
+    #[must_use]
+    pub fn index_blocks_moved(&self) -> (u64, u64) {
+        self.0.memory.moved()
+    }
+
     /// Returns the state's digest and the index of the last entry applied here.
     #[must_use]
     pub fn digest(&self) -> u64 {

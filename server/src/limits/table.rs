@@ -344,9 +344,9 @@ pub static LIMITS: &[Limit] = &[
     Limit::configured(
         &keys::INDEX,
         "memory of the index",
-        "sends are refused, settlements are not",
+        "what is cold leaves it; when nothing can leave, sends are refused, settlements are not",
         "kubemq_buffer_used{buffer=\"index_bytes\"}",
-        ("server/broker/tests/operations.rs", "at_the_index_limit_settling_goes_on_and_makes_room"),
+        ("tests/tests/index_keeps_to_its_memory.rs", "at_the_limit_sends_are_refused_and_settlements_make_room"),
     ),
     fixed(
         ("server/broker/src/limits.rs", "channels"),

@@ -163,6 +163,9 @@ pub struct Tally {
     pub peeked: u64,
     pub purged: u64,
     pub drained: u64,
+    /// Blocks of the index that left the memory of a node in its last life, and that came back.
+    pub left_memory: u64,
+    pub came_back: u64,
 }
 
 /// Returns the body of a message.

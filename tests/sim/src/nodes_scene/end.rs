@@ -173,6 +173,10 @@ impl Scene {
         for node in self.cluster.nodes() {
             let running = self.cluster.running(node).ok_or("a node is gone")?;
             digests.insert(running.node.raft().digest());
+            let (left, came_back) = running.node.gateway().index_blocks_moved();
+            let tally = &mut self.oracle.lock().tally;
+            tally.left_memory += left;
+            tally.came_back += came_back;
         }
         if digests.len() != 1 {
             return Err(format!("the nodes differ after the same entries: {digests:x?}"));
