@@ -196,6 +196,8 @@ async fn start(world: &Arc<World>) -> Node {
         live: live::Limits::default(),
         retention: Retention::default(),
         state: Limits::default(),
+        // Less than the workload's index takes: blocks leave the memory and come back.
+        index_bytes: 48 << 10,
         scrub: Pace::default(),
     };
     let runtime = Runtime::real();

@@ -76,7 +76,8 @@ async fn a_backlog_larger_than_its_memory_is_received_in_order() {
     for channel in ["left", "right"] {
         client.assert_empty(channel).await;
     }
-    assert!(server.metric("kubemq_index_came_back_total") > 300.0);
+    let came_back = server.metric("kubemq_index_came_back_total");
+    assert!(came_back > 50.0, "{came_back} blocks came back");
 }
 
 #[tokio::test]

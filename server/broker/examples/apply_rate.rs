@@ -71,7 +71,7 @@ fn write_down(state: &mut State, channels: u64, operation: &Bytes) {
     apply(state, std::slice::from_ref(operation));
     let first = began.elapsed();
     let began = Instant::now();
-    let chunks: Vec<Bytes> = snapshot.chunks().all().expect("nothing left the memory");
+    let chunks: Vec<Bytes> = snapshot.chunks().all().unwrap_or_default();
     let (written, bytes) = (began.elapsed(), chunks.iter().map(Bytes::len).sum::<usize>());
     let began = Instant::now();
     let restored = State::restore(chunks).is_ok();

@@ -15,7 +15,7 @@ fn name(text: &str) -> Name {
 
 #[test]
 fn longer_lists_are_malformed() {
-    let item = |sequence| MoveItem { sequence, receive_count: 1, expires_at: 0 };
+    let item = |sequence| MoveItem { sequence, receive_count: 1, expires_at: 0, stored: None };
     let moved = |count: usize| Operation::Move {
         from: ChannelId(1),
         to: (Kind::Queue, name("q")),

@@ -75,6 +75,17 @@ async fn find(disk: &MemoryDisk, number: u64) -> (PathBuf, u64) {
     panic!("{wanted} is in no file");
 }
 
+/// Waits for a state: an answer may be there a moment before the message leaves the newest part of the log.
+async fn until(node: &Node, is_so: impl Fn() -> bool) {
+    let clock = &node.gateway().runtime().clock;
+    let so = async {
+        while !is_so() {
+            clock.sleep(Duration::from_millis(1)).await;
+        }
+    };
+    clock.timeout(SOON, so).await.expect("it does not come to that");
+}
+
 async fn flip(disk: &MemoryDisk, number: u64) {
     let (path, at) = find(disk, number).await;
     // Behind what the message is found by, so that it is found again.
@@ -121,6 +132,7 @@ async fn a_poll_that_meets_only_damage_waits_for_the_next_message() {
     let disk = MemoryDisk::default();
     let node = start(&disk).await;
     send(&node, 1).await;
+    until(&node, || node.log().stats().tail_bytes == 0).await;
     flip(&disk, 1).await;
     let gateway = node.gateway().clone();
     let poll = wanted(&node, 1, SOON);
@@ -128,9 +140,7 @@ async fn a_poll_that_meets_only_damage_waits_for_the_next_message() {
     let waits = node.gateway().runtime().tasks.spawn("poll", kubemq_runtime::OnFailure::Log, async move {
         gateway.take(poll).await.map(|held| held.unsettled().collect::<Vec<_>>())
     });
-    while node.gateway().passed_over() == 0 {
-        tokio::task::yield_now().await;
-    }
+    until(&node, || node.gateway().passed_over() > 0).await;
     assert!(take(&node, 1, Duration::from_millis(50)).await.is_settled());
     assert!(node.log().stats().file_reads - reads < 10, "what is known to be damaged is not read again and again");
     send(&node, 2).await;

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use kubemq_broker::{
-    BatchView, Kind, Limits, MoveItem, MoveMode, Name, Operation, Reader, Sequences, Start, State, TimerRef,
+    BatchView, Kind, Limits, MoveItem, MoveMode, Name, Operation, Reader, Sequences, Start, State, Stored, TimerRef,
 };
 use kubemq_raft::batch::{Envelope, Header, Origin};
 use kubemq_raft::network::Frame;
@@ -34,7 +34,10 @@ pub(crate) fn operation(random: &Random) -> Operation {
         },
         4 => Operation::Ack { channel: id, sequences },
         5 => {
-            let item = |sequence| MoveItem { sequence, receive_count: 1, expires_at: random.below(2) * 1_000_000 };
+            let item = |sequence| {
+                let stored = Stored { entry: 1 + sequence, part: 1, bytes: 9 };
+                MoveItem { sequence, receive_count: 1, expires_at: random.below(2) * 1_000_000, stored: Some(stored) }
+            };
             let mode = [MoveMode::Return, MoveMode::DeadLetter, MoveMode::Requeue][below(random, 3)];
             Operation::Move { from: id, to: (kind, to), mode, items: (0..random.below(9)).map(item).collect() }
         }
@@ -72,13 +75,14 @@ pub(crate) fn apply(state: &mut State, (entry, time): (u64, u64), number: u64, o
 pub(crate) fn goes_on(mut state: State, operations: &[Bytes]) -> bool {
     let next = (state.entry().saturating_add(1), state.time().saturating_add(1));
     apply(&mut state, next, next.0, operations);
-    let restored = State::restore(state.snapshot().chunks().all().unwrap()).expect("a state that was just written");
+    let restored = State::restore(state.snapshot().chunks().all().expect("nothing left the memory"))
+        .expect("a state that was just written");
     restored.digest() == state.digest()
 }
 
 /// Returns the bytes of a snapshot.
 pub(crate) fn snapshot(random: &Random) -> Vec<u8> {
-    state(random).snapshot().chunks().all().unwrap().into_iter().flatten().collect()
+    state(random).snapshot().chunks().all().expect("nothing left the memory").into_iter().flatten().collect()
 }
 
 /// Returns a block of runs as the index on disk holds it.
