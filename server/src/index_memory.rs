@@ -1,9 +1,9 @@
 //! Keeps the index of stored messages within its memory.
 //!
-//! Sealed blocks leave the memory when the index takes more than half of what it may have, first those that lie
-//! farthest from being read; only such as a durable snapshot holds, so that nothing depends on the index on disk. They
-//! come back before somebody needs them. What can never leave (channels, copies, delayed messages, blocks that are not
-//! sealed) is bounded by refusing what would add to it, which the gateway does as long as [`IndexMemory::is_full`].
+//! Sealed blocks leave the memory when the index takes more than it should, first those that lie farthest from being
+//! read; only such as a durable snapshot holds, so that nothing depends on the index on disk. They come back before
+//! somebody needs them. What can never leave (channels, copies, delayed messages, blocks that are not sealed) is bounded
+//! by refusing what would add to it, which the gateway does as long as [`IndexMemory::is_full`].
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -35,6 +35,7 @@ pub(crate) struct IndexMemory(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     most: u64,
+    goal: u64,
     /// The newest durable snapshot is of this entry.
     durable: AtomicU64,
     is_full: AtomicBool,
@@ -44,10 +45,11 @@ struct Inner {
 }
 
 impl IndexMemory {
-    /// `most` bytes of index may be in memory.
-    pub(crate) fn new(most: u64) -> Self {
+    /// `most` bytes of index may be in memory; blocks leave it when there are more than `goal`.
+    pub(crate) fn new(most: u64, goal: u64) -> Self {
         Self(Arc::new(Inner {
             most,
+            goal,
             durable: AtomicU64::new(0),
             is_full: AtomicBool::new(false),
             wants_snapshot: AtomicBool::new(false),
@@ -61,10 +63,9 @@ impl IndexMemory {
         self.0.most
     }
 
-    /// Returns how many bytes there should be: the rest is for what comes until a snapshot is written, and for the
-    /// memory that the index on disk itself takes.
+    /// Returns how many bytes there should be.
     pub(crate) fn goal(&self) -> u64 {
-        self.0.most / 2
+        self.0.goal
     }
 
     /// Looks at the state after it changed.

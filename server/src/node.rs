@@ -57,6 +57,9 @@ pub struct Options {
     pub state: Limits,
     /// Bytes of the index of stored messages that may be in memory.
     pub index_bytes: u64,
+    /// So many should be there: the rest is for what comes until a snapshot is written, and for the memory that the
+    /// index on disk itself takes.
+    pub index_goal_bytes: u64,
     /// How fast and how often what is stored is read again.
     pub scrub: Pace,
 }
@@ -137,7 +140,7 @@ impl Node {
         let core = Arc::new(Mutex::new(Core::new(State::new(options.state))));
         let outbox_cell = Arc::new(OnceLock::new());
         let feed = IndexFeed::new(index.clone());
-        let memory = IndexMemory::new(options.index_bytes);
+        let memory = IndexMemory::new(options.index_bytes, options.index_goal_bytes);
         let replica = Replica::new(Arc::clone(&core), id, Arc::clone(&outbox_cell), feed.clone(), memory.clone());
         let mut settings = kubemq_raft::Options { node: id, ..options.raft };
         if options.formation == Formation::Alone {
@@ -263,6 +266,7 @@ pub(crate) mod tests {
             retention: Retention::default(),
             state: Limits::default(),
             index_bytes: 256 << 20,
+            index_goal_bytes: 128 << 20,
             scrub: Pace::default(),
         }
     }

@@ -64,6 +64,7 @@ async fn start(id: u64, network: &MemoryNetwork) -> Node {
         retention: Retention::default(),
         state: Limits::default(),
         index_bytes: 256 << 20,
+        index_goal_bytes: 0,
         scrub: Pace::default(),
     };
     let index = IndexWriter::start(|| Ok((MemoryIndex::default(), Opening::Fresh)), &runtime);

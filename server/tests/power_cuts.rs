@@ -196,8 +196,9 @@ async fn start(world: &Arc<World>) -> Node {
         live: live::Limits::default(),
         retention: Retention::default(),
         state: Limits::default(),
-        // Less than the workload's index takes: blocks leave the memory and come back.
-        index_bytes: 48 << 10,
+        index_bytes: 256 << 20,
+        // Whatever may leave the memory does, and comes back.
+        index_goal_bytes: 0,
         scrub: Pace::default(),
     };
     let runtime = Runtime::real();

@@ -1,5 +1,4 @@
 //! Promise: who sends all he can takes no one else's turn: others are served meanwhile, not afterwards.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking with what it saw")]
 
 use kubemq_proto::kubemq::QueuesUpstreamRequest;
 use kubemq_tests::client::bodies;

@@ -195,6 +195,7 @@ async fn open(disk: Arc<dyn Disk>, data: PathBuf, flush: Flush) -> Result<(DataD
 }
 
 fn options(config: &Config, data: PathBuf) -> Options {
+    let index_bytes = config.memory.index_bytes.unwrap_or_else(memory::for_the_index);
     Options {
         data,
         id: None,
@@ -210,7 +211,8 @@ fn options(config: &Config, data: PathBuf) -> Options {
         queue: config.queue.clone(),
         live: config.live.clone(),
         retention: config.retention.clone(),
-        index_bytes: config.memory.index_bytes.unwrap_or_else(memory::for_the_index),
+        index_bytes,
+        index_goal_bytes: index_bytes / 2,
         state: kubemq_broker::Limits::default(),
         scrub: config.scrub,
     }

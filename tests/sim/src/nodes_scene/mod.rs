@@ -66,8 +66,8 @@ impl Sizes {
             tail: 16 * 1024 + random.below(256 * 1024),
             snapshot: 32 * 1024 + random.below(512 * 1024),
             keep: 16 * 1024 + random.below(256 * 1024),
-            // Half of the clusters have less memory for the index than they use.
-            index: if random.below(2) == 0 { 256 << 20 } else { 24 * 1024 + random.below(64 * 1024) },
+            // Most clusters have less memory for the index than they use.
+            index: if random.below(4) == 0 { 128 << 20 } else { random.below(8 * 1024) },
         }
     }
 }
@@ -127,7 +127,8 @@ impl Program for Nodes {
                 live: kubemq_server::live::Limits::default(),
                 retention: events::retention(),
                 state: Limits::default(),
-                index_bytes: sizes.index,
+                index_bytes: 256 << 20,
+                index_goal_bytes: sizes.index,
                 scrub: kubemq_server::scrub::Pace::default(),
             };
             let index = IndexWriter::start(|| Ok((MemoryIndex::new(), Opening::Fresh)), &runtime);

@@ -18,7 +18,7 @@ use crate::oracle::Sent;
 use crate::run::Plant;
 use crate::world::{Order, Simulation};
 
-const SIZES: Sizes = Sizes { segment: 1 << 20, tail: 1 << 20, snapshot: 64 << 20, keep: 64 << 20, index: 256 << 20 };
+const SIZES: Sizes = Sizes { segment: 1 << 20, tail: 1 << 20, snapshot: 64 << 20, keep: 64 << 20, index: 128 << 20 };
 
 /// Runs a script on three nodes that agree on a leader. Returns why it failed.
 fn scripted(

@@ -12,7 +12,7 @@ use crate::cluster::End;
 use crate::oracle::{Sent, Told};
 
 /// Segments and what is kept for slow followers are small, so that the log is purged; snapshots are made by the script.
-const SIZES: Sizes = Sizes { segment: 256 << 10, tail: 64 << 10, snapshot: 64 << 20, keep: 16 << 10, index: 32 << 10 };
+const SIZES: Sizes = Sizes { segment: 256 << 10, tail: 64 << 10, snapshot: 64 << 20, keep: 16 << 10, index: 0 };
 /// Messages that the late node has, and all that are sent. Their bodies fill several frames.
 const EARLY: u64 = 3;
 const MESSAGES: u64 = 40;
