@@ -153,3 +153,41 @@ async fn channels_of_stored_events_are_listed() {
     let row = |name: &str, count: u64| (Value::from(name), Value::from("events_store"), Value::from(count));
     assert_eq!(listed, [row("cli.listed.a", 3), row("cli.listed.b", 1)]);
 }
+
+#[tokio::test]
+async fn whoever_attaches_sees_what_goes_by_and_takes_nothing() {
+    let (server, client) = connected().await;
+    let attach = |pattern: &str, channel: &str, count: &str| {
+        command(&server, &[pattern, "attach", channel, "-n", count, "--exclude", "never shown"]).spawn().unwrap()
+    };
+    let events = attach("events", "cli.attach.>", "2");
+    subscribed(&server, "events", "cli.attach.>").await;
+    for body in ["1", "never shown", "2"] {
+        run(&server, &["events", "send", "cli.attach.a", body], "").await;
+    }
+    let shown: Vec<Value> = lines(&finish(events, String::new()).await);
+    assert_eq!(shown.iter().map(|line| line["body_json"].clone()).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(shown[0]["channel"], "cli.attach.a");
+
+    let stored = attach("events_store", "cli.attach.es", "1");
+    subscribed(&server, "events_store", "cli.attach.es").await;
+    run(&server, &["events_store", "send", "cli.attach.es", "3"], "").await;
+    assert_eq!(lines(&finish(stored, String::new()).await)[0]["body_json"], 3);
+
+    // Who watches does not answer: the responder does.
+    let asked = attach("queries", "all", "1");
+    subscribed(&server, "queries", ">").await;
+    let responder = command(&server, &["queries", "receive", "cli.attach.q", "-a", "-n", "1"]).spawn().unwrap();
+    subscribed(&server, "queries", "cli.attach.q").await;
+    let answered = run(&server, &["queries", "send", "cli.attach.q", "4"], "").await;
+    assert_eq!(answered.status.code(), Some(0), "{answered:?}");
+    assert_eq!(lines(&finish(asked, String::new()).await)[0]["body_json"], 4);
+    finish(responder, String::new()).await;
+
+    client.fill("cli.attach.queue", ["5"]).await;
+    let queue = attach("queues", "cli.attach.queue", "2");
+    client.fill("cli.attach.queue", ["never shown", "6"]).await;
+    let shown: Vec<Value> = lines(&finish(queue, String::new()).await);
+    assert_eq!(shown.iter().map(|line| line["body_json"].clone()).collect::<Vec<_>>(), [5, 6]);
+    assert_eq!(client.take("cli.attach.queue", 3).await.len(), 3, "nothing was taken");
+}

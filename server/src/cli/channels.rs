@@ -84,7 +84,7 @@ pub(super) enum Kind {
 impl Kind {
     const ALL: [Self; 5] = [Self::Events, Self::EventsStore, Self::Commands, Self::Queries, Self::Queues];
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Events => "events",
             Self::EventsStore => "events_store",
@@ -189,6 +189,19 @@ pub(super) async fn list(
         output::line(format_args!("\nTOTAL CHANNELS: {}", rows.len()))?;
     }
     Ok(Ending::Done)
+}
+
+/// Returns the names of the channels of one type.
+pub(super) async fn names(
+    client: &mut Client,
+    runtime: &Runtime,
+    client_id: &str,
+    kind: Kind,
+) -> Result<Vec<String>, Failure> {
+    let body = manage(client, runtime, client_id, "list-channels", &[("channel_type", kind.name())]).await?;
+    let channels: Vec<Listed> = serde_json::from_slice(&body)
+        .map_err(|error| Failure::Refused(format!("could not read the broker's list: {error}")))?;
+    Ok(channels.into_iter().map(|channel| channel.name).collect())
 }
 
 /// Sends one management request and returns the body of the answer.

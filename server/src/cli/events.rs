@@ -10,6 +10,8 @@ use kubemq_proto::kubemq as proto;
 use kubemq_proto::kubemq::subscribe::SubscribeType;
 use kubemq_runtime::Runtime;
 
+use super::attach::Attach;
+use super::channels::Kind;
 use super::client::{self, Client, Connection, answer, refused};
 use super::event_json::EventView;
 use super::output::{self, Ending, Failure, Format};
@@ -37,6 +39,8 @@ enum Command {
     Send(Send),
     #[command(visible_aliases = ["r", "rec", "subscribe", "sub"])]
     Receive(Receive),
+    #[command(visible_aliases = ["a", "att", "at"])]
+    Attach(Attach),
 }
 
 /// Send events to a channel
@@ -99,6 +103,9 @@ impl Events {
             match self.command {
                 Command::Send(send) => session.send(&send, body).await,
                 Command::Receive(receive) => session.receive(&receive).await,
+                Command::Attach(attach) => {
+                    attach.run(Kind::Events, session.client, &session.connection, &session.runtime).await
+                }
             }
         }))
     }
@@ -224,6 +231,9 @@ mod tests {
     fn every_alias_of_the_kubemq_tool_is_understood() {
         for alias in ["receive", "r", "rec", "subscribe", "sub"] {
             assert!(matches!(parse(&format!("kubemq events {alias} a.* -g g")), Command::Receive(_)));
+        }
+        for alias in ["attach", "a", "att", "at"] {
+            assert!(matches!(parse(&format!("kubemq events {alias} all -e x")), Command::Attach(_)));
         }
         assert!(matches!(parse("kubemq events s a b -m 3 --metadata meta -s"), Command::Send(_)));
     }

@@ -8,6 +8,7 @@ use kubemq_proto::kubemq as proto;
 use kubemq_proto::kubemq::subscribe::{EventsStoreType, SubscribeType};
 use kubemq_runtime::{Instant, Runtime};
 
+use super::attach::Attach;
 use super::channels::{self, Kind};
 use super::client::{self, Client, Connection, DEFAULT_CLIENT_ID, answer, refused};
 use super::event_json::EventView;
@@ -37,6 +38,8 @@ enum Command {
     Send(Send),
     #[command(visible_aliases = ["r", "rec", "subscribe", "sub"])]
     Receive(Receive),
+    #[command(visible_aliases = ["a", "att", "at"])]
+    Attach(Attach),
     /// List channels of stored events and what went through them
     #[command(visible_alias = "l")]
     List {
@@ -143,6 +146,9 @@ impl EventsStore {
             match self.command {
                 Command::Send(send) => session.send(send, body).await,
                 Command::Receive(receive) => session.receive(receive).await,
+                Command::Attach(attach) => {
+                    attach.run(Kind::EventsStore, session.client, &session.connection, &session.runtime).await
+                }
                 Command::List { filter } => {
                     let Session { client, connection, runtime } = &mut session;
                     channels::list(client, runtime, connection, &[Kind::EventsStore], &filter).await
@@ -304,6 +310,9 @@ mod tests {
         }
         assert!(parse("es receive a --start-first --start-last").is_err(), "one start only");
         assert!(parse("es receive a --start-sequence 0").is_err());
+        for alias in ["attach", "a", "att", "at"] {
+            assert!(matches!(parse(&format!("es {alias} all -i x")), Ok(Command::Attach(_))));
+        }
         assert!(matches!(parse("es l -f a"), Ok(Command::List { filter }) if filter == "a"));
         assert!(matches!(parse("es s a b -m 3 --metadata x --tag k=v"), Ok(Command::Send(_))));
     }

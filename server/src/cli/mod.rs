@@ -3,6 +3,7 @@
 //! All but `server`, `config` and `doctor` are clients: they speak the public API and nothing else, so they work
 //! with any broker that does.
 
+mod attach;
 pub mod bench;
 pub mod channels;
 pub mod client;

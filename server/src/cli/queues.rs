@@ -11,6 +11,8 @@ use bytes::Bytes;
 use kubemq_proto::kubemq as proto;
 use kubemq_runtime::Runtime;
 
+use super::attach::Attach;
+use super::channels::Kind;
 use super::client::{self, Client, Connection, LARGEST_MESSAGE, accepted, answer};
 use super::output::{self, Ending, Failure, Format};
 use super::queue_json::{MessageView, ResultView};
@@ -45,6 +47,8 @@ enum Command {
     Ack(Ack),
     #[command(visible_alias = "l")]
     List(List),
+    #[command(visible_aliases = ["a", "att", "at"])]
+    Attach(Attach),
 }
 
 /// Send messages to a queue
@@ -160,6 +164,9 @@ impl Queues {
                 Command::Peek(peek) => session.peek(&peek).await,
                 Command::Ack(ack) => session.ack(ack).await,
                 Command::List(list) => session.list(&list).await,
+                Command::Attach(attach) => {
+                    attach.run(Kind::Queues, session.client, &session.connection, &session.runtime).await
+                }
             }
         }))
     }
@@ -401,6 +408,10 @@ mod tests {
         assert!(matches!(parse("kubemq queues p a -m 2 -w 1").command, Command::Peek(_)));
         assert!(matches!(parse("kubemq queues ac a -w 1").command, Command::Ack(_)));
         assert!(matches!(parse("kubemq queues l -f a").command, Command::List(_)));
+        for alias in ["attach", "a", "att", "at"] {
+            let line = format!("kubemq queues {alias} a b -i x -i y -e z");
+            assert!(matches!(parse(&line).command, Command::Attach(_)));
+        }
     }
 
     #[test]

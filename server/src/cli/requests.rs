@@ -14,6 +14,8 @@ use kubemq_proto::stored;
 use kubemq_proto::strings::Refusal;
 use kubemq_runtime::Runtime;
 
+use super::attach::Attach;
+use super::channels;
 use super::client::{self, Client, Connection, answer, refused};
 use super::output::{self, Ending, Failure, Format};
 use super::queues::{parse_tag, read_body};
@@ -53,6 +55,8 @@ enum CommandsCommand {
     Send(Send),
     #[command(visible_aliases = ["r", "rec", "subscribe", "sub"])]
     Receive(Receive),
+    #[command(visible_aliases = ["a", "att", "at"])]
+    Attach(Attach),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -61,6 +65,8 @@ enum QueriesCommand {
     Send(SendQuery),
     #[command(visible_aliases = ["r", "rec", "subscribe", "sub"])]
     Receive(Receive),
+    #[command(visible_aliases = ["a", "att", "at"])]
+    Attach(Attach),
 }
 
 /// Ask, and print the first answer
@@ -119,6 +125,7 @@ impl Commands {
         let work = match self.command {
             CommandsCommand::Send(send) => Work::Send(send, None),
             CommandsCommand::Receive(receive) => Work::Receive(receive),
+            CommandsCommand::Attach(attach) => Work::Attach(attach),
         };
         run(Kind::Command, work, self.connection)
     }
@@ -133,6 +140,7 @@ impl Queries {
                 Work::Send(send, Some((cache_key, cache_duration)).filter(|(key, _)| !key.is_empty()))
             }
             QueriesCommand::Receive(receive) => Work::Receive(receive),
+            QueriesCommand::Attach(attach) => Work::Attach(attach),
         };
         run(Kind::Query, work, self.connection)
     }
@@ -164,6 +172,7 @@ enum Work {
     /// With the key and the life of a kept answer.
     Send(Send, Option<(String, i32)>),
     Receive(Receive),
+    Attach(Attach),
 }
 
 fn run(kind: Kind, work: Work, connection: Connection) -> ExitCode {
@@ -175,6 +184,13 @@ fn run(kind: Kind, work: Work, connection: Connection) -> ExitCode {
         match work {
             Work::Send(send, cache) => session.send(send, body, cache).await,
             Work::Receive(receive) => session.receive(&receive).await,
+            Work::Attach(attach) => {
+                let kind = match kind {
+                    Kind::Command => channels::Kind::Commands,
+                    Kind::Query => channels::Kind::Queries,
+                };
+                attach.run(kind, session.client, &session.connection, &session.runtime).await
+            }
         }
     }))
 }
@@ -314,6 +330,9 @@ mod tests {
         for pattern in ["commands", "queries"] {
             for alias in ["receive", "r", "rec", "subscribe", "sub"] {
                 assert!(Root::try_parse_from(format!("kubemq {pattern} {alias} a -g g -a").split(' ')).is_ok());
+            }
+            for alias in ["attach", "a", "att", "at"] {
+                assert!(Root::try_parse_from(format!("kubemq {pattern} {alias} a b -i x").split(' ')).is_ok());
             }
             assert!(Root::try_parse_from(format!("kubemq {pattern} s a b -m meta -o 5").split(' ')).is_ok());
         }
