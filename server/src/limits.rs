@@ -1,5 +1,5 @@
 //! Every bound of the program in one list: its value, what happens at it, the metric that shows it, the test that
-//! reaches it.
+//! shows it.
 //!
 //! The list is told by `kubemq config reference` and kept in `deploy/reference.md`. It bounds nothing itself: a bound
 //! stands where it is used. Its tests hold it to the sources: a constant that is neither listed nor named as something

@@ -29,7 +29,7 @@ pub fn page() -> String {
     }
     text.push_str(
         "\n## Bounds\n\nNothing grows without one of these. What is configured comes first, with its key and default; the \
-         rest is fixed. The last column names the test that goes to the bound.\n\n",
+         rest is fixed. The last column names the test of it.\n\n",
     );
     text.push_str(&limits::markdown());
     text
