@@ -3,17 +3,6 @@
 use super::Limit;
 use crate::config::keys;
 
-const fn fixed(
-    place: (&'static str, &'static str),
-    is: &'static str,
-    what: &'static str,
-    reached: &'static str,
-    metric: &'static str,
-    test: (&'static str, &'static str),
-) -> Limit {
-    Limit::fixed(place, is, what, reached, metric, test)
-}
-
 /// See [the module above](super).
 pub static LIMITS: &[Limit] = &[
     // The way in.
@@ -31,7 +20,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_buffer_used{buffer=\"ingest_bytes\"}",
         ("tests/tests/large_uploads.rs", "many_large_uploads_at_once_take_their_budget_and_leave_the_way_to_others"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/grpc/ingest.rs", "FREE"),
         "64 KiB",
         "a message that pays nothing for its way in",
@@ -39,7 +28,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_ingest_waiting",
         ("server/src/grpc/ingest.rs", "a_large_message_pays_before_it_is_gathered_and_small_ones_do_not"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/grpc/ingest.rs", "STALL"),
         "30 s",
         "time in which a message that has paid brings nothing while others wait",
@@ -47,7 +36,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_ingest_waiting",
         ("server/src/grpc/ingest.rs", "who_stalls_is_ended_only_when_others_wait"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/grpc/server.rs", "STREAM_WINDOW"),
         "1 MiB",
         "bytes on their way to a stream that the node has not read",
@@ -55,7 +44,7 @@ pub static LIMITS: &[Limit] = &[
         "",
         ("tests/tests/small_frames.rs", "messages_in_frames_of_their_own_wait_for_the_disk"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/grpc/server.rs", "CONNECTION_WINDOW"),
         "64 MiB",
         "the same for all streams of a connection",
@@ -63,7 +52,7 @@ pub static LIMITS: &[Limit] = &[
         "",
         ("tests/tests/small_frames.rs", "events_in_frames_of_their_own_are_taken_as_fast_as_they_come"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/grpc/server.rs", "KEEP_ALIVE_AFTER"),
         "30 s",
         "silence of a connection",
@@ -71,7 +60,7 @@ pub static LIMITS: &[Limit] = &[
         "",
         ("tests/tests/conformance_send.rs", "silent_connections_are_probed_within_seconds"),
     ),
-    fixed(
+    Limit::fixed(
         ("proto/src/validate.rs", "MAX_NAME_BYTES"),
         "256",
         "bytes of the name of a stored channel, a client or its group",
@@ -79,7 +68,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_errors_count",
         ("tests/tests/conformance_send.rs", "the_length_of_a_name_is_bounded"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/broker/src/limits.rs", "NAME_BYTES"),
         "256",
         "the same in what is stored",
@@ -87,7 +76,7 @@ pub static LIMITS: &[Limit] = &[
         "",
         ("server/broker/src/name.rs", "names_have_bounds"),
     ),
-    fixed(
+    Limit::fixed(
         ("proto/src/validate.rs", "MAX_SUBJECT_BYTES"),
         "32 KiB",
         "bytes of the name of a channel that is not stored",
@@ -138,7 +127,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_errors_count",
         ("tests/tests/conformance_stream.rs", "t_04_visibility_has_bounds"),
     ),
-    fixed(
+    Limit::fixed(
         ("proto/src/validate.rs", "default_max_items"),
         "200,000",
         "messages of a Get that gives no number",
@@ -146,7 +135,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_queue_inflight",
         ("proto/src/validate_tests.rs", "gets_report_their_first_fault_and_fill_in_what_is_missing"),
     ),
-    fixed(
+    Limit::fixed(
         ("proto/src/validate.rs", "max_answer_bytes"),
         "32 MiB",
         "messages of one answer; one is always delivered",
@@ -154,7 +143,7 @@ pub static LIMITS: &[Limit] = &[
         "",
         ("tests/tests/conformance_receive.rs", "a_hundred_messages_of_100_kilobytes_come_in_one_call"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/gateway/receive.rs", "SMALL_ANSWER_BYTES"),
         "4,128,768",
         "the same, settled already, for a library that refuses answers above 4 MB",
@@ -163,7 +152,7 @@ pub static LIMITS: &[Limit] = &[
         ("tests/tests/sdk_patterns.rs", "a_library_that_reads_four_megabytes_loses_nothing_to_larger_answers"),
     ),
     // Streams.
-    fixed(
+    Limit::fixed(
         ("server/src/gateway/publishing.rs", "UNANSWERED_REQUESTS"),
         "16,384",
         "requests of one stream whose outcome is not known",
@@ -171,7 +160,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_stream_unanswered_requests",
         ("server/src/gateway/publishing.rs", "a_stream_that_is_not_answered_is_not_read_on"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/gateway/publishing.rs", "UNANSWERED_BYTES"),
         "32 MiB",
         "bytes of these",
@@ -179,7 +168,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_stream_unanswered_bytes",
         ("server/src/gateway/publishing.rs", "a_stream_that_is_not_answered_is_not_read_on"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/grpc/upstream.rs", "ANSWERS"),
         "1,024",
         "answers of one sending stream that its client has not read",
@@ -187,7 +176,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_stream_unanswered_requests",
         ("server/src/gateway/stream.rs", "a_full_outlet_ends_when_the_client_goes_away_or_the_node_stops"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/grpc/events.rs", "RESULTS"),
         "1,024",
         "results of one stream of events that its client has not read",
@@ -195,7 +184,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_stream_unanswered_requests",
         ("server/src/gateway/stream.rs", "a_full_outlet_ends_when_the_client_goes_away_or_the_node_stops"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/grpc/downstream.rs", "ANSWERS"),
         "4",
         "answers of one receiving stream that its client has not read",
@@ -203,7 +192,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_queue_inflight",
         ("server/src/gateway/stream.rs", "a_full_outlet_ends_when_the_client_goes_away_or_the_node_stops"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/grpc/queue_stream.rs", "ANSWERS"),
         "4",
         "the same of a stream of the old kind",
@@ -211,7 +200,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_queue_inflight",
         ("server/src/gateway/stream.rs", "a_full_outlet_ends_when_the_client_goes_away_or_the_node_stops"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/gateway/downstream.rs", "GETS"),
         "1,024",
         "Gets of one stream that wait",
@@ -219,7 +208,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_queue_polls",
         ("tests/tests/bounds_of_streams.rs", "only_so_many_gets_of_one_stream_wait"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/gateway/downstream.rs", "OPEN_TRANSACTIONS"),
         "65,536",
         "open transactions of one stream",
@@ -227,7 +216,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_queue_inflight",
         ("tests/tests/bounds_of_streams.rs", "only_so_many_transactions_of_one_stream_are_open"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/gateway/downstream.rs", "SETTLEMENTS"),
         "16,384",
         "settlements of one stream that are not committed",
@@ -235,7 +224,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_buffer_used{buffer=\"outbox_operations\"}",
         ("tests/tests/bounds_of_streams.rs", "settlements_faster_than_the_disk_wait_and_none_is_lost"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/gateway/transactions.rs", "REMEMBERED"),
         "4,096",
         "closed transactions of one stream that are told from unknown ones",
@@ -244,7 +233,7 @@ pub static LIMITS: &[Limit] = &[
         ("server/src/gateway/transactions.rs", "only_so_many_closed_transactions_are_remembered"),
     ),
     // To the log.
-    fixed(
+    Limit::fixed(
         ("server/src/gateway/outbox.rs", "PENDING_OPERATIONS"),
         "65,536",
         "operations of this node that wait for a batch",
@@ -252,7 +241,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_buffer_used{buffer=\"outbox_operations\"}",
         ("server/src/gateway/outbox/tests.rs", "who_publishes_waits_for_room"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/gateway/outbox.rs", "PENDING_BYTES"),
         "64 MiB",
         "bytes of these",
@@ -260,7 +249,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_buffer_used{buffer=\"outbox_bytes\"}",
         ("server/src/gateway/outbox/tests.rs", "who_publishes_waits_for_room"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/gateway/outbox.rs", "WINDOW"),
         "2",
         "batches of this node that are not confirmed",
@@ -268,7 +257,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_commit_seconds",
         ("server/src/gateway/outbox/tests.rs", "who_publishes_waits_for_room"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/gateway/outbox.rs", "UNCONFIRMED_BYTES"),
         "64 MiB",
         "bytes of these, or one batch",
@@ -276,7 +265,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_commit_seconds",
         ("server/src/gateway/outbox/tests.rs", "large_batches_go_one_after_another"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/gateway/outbox.rs", "GIVE_UP"),
         "10 s",
         "wait of a batch for the lease of a new leader",
@@ -284,7 +273,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_errors_count",
         ("raft/src/batcher/tests.rs", "without_a_lease_the_deadline_ends_it"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/gateway/mod.rs", "WAIT_FOR_LEADER"),
         "10 s",
         "wait of a call for a leader",
@@ -292,7 +281,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_errors_count",
         ("server/src/gateway/publishing.rs", "who_waits_too_long_for_a_leader_is_told_that_nothing_was_stored"),
     ),
-    fixed(
+    Limit::fixed(
         ("raft/src/batcher.rs", "MOST_OPERATIONS"),
         "16,384",
         "operations that wait at the leader for an entry",
@@ -300,7 +289,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_buffer_used{buffer=\"batcher_operations\"}",
         ("raft/src/batcher/tests.rs", "too_much_is_refused_and_what_was_taken_goes_on"),
     ),
-    fixed(
+    Limit::fixed(
         ("raft/src/batcher.rs", "MOST_BYTES"),
         "64 MiB",
         "bytes of these, or one batch",
@@ -308,7 +297,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_buffer_used{buffer=\"batcher_bytes\"}",
         ("raft/src/batcher/tests.rs", "too_much_is_refused_and_what_was_taken_goes_on"),
     ),
-    fixed(
+    Limit::fixed(
         ("raft/src/batcher.rs", "MOST_OPERATION_BYTES"),
         "1 GiB",
         "bytes of one operation",
@@ -316,7 +305,7 @@ pub static LIMITS: &[Limit] = &[
         "",
         ("raft/src/batcher/tests.rs", "a_batch_outside_its_bounds_is_not_taken"),
     ),
-    fixed(
+    Limit::fixed(
         ("raft/src/batcher.rs", "IN_FLIGHT"),
         "2",
         "entries that are proposed and not committed",
@@ -324,7 +313,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_commit_seconds",
         ("raft/src/batcher/tests.rs", "an_entry_holds_what_arrived_during_the_commits_before_it"),
     ),
-    fixed(
+    Limit::fixed(
         ("raft/src/batch.rs", "MAX_OPERATIONS"),
         "1,024",
         "operations of one entry",
@@ -332,7 +321,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_log_entries_total",
         ("raft/src/batcher/tests.rs", "entries_are_bounded_and_stamps_increase"),
     ),
-    fixed(
+    Limit::fixed(
         ("raft/src/batch.rs", "MAX_BYTES"),
         "256 KiB",
         "bytes of one entry, or one operation",
@@ -348,7 +337,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_buffer_used{buffer=\"index_bytes\"}",
         ("tests/tests/index_keeps_to_its_memory.rs", "at_the_limit_sends_are_refused_and_settlements_make_room"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/broker/src/limits.rs", "channels"),
         "100,000",
         "stored channels",
@@ -356,7 +345,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_buffer_used{buffer=\"channels\"}",
         ("server/broker/tests/operations.rs", "publish_is_refused_where_nothing_can_be_stored"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/broker/src/limits.rs", "origins"),
         "256",
         "nodes whose batches are remembered",
@@ -364,7 +353,7 @@ pub static LIMITS: &[Limit] = &[
         "",
         ("server/broker/src/origins.rs", "the_one_that_was_idle_longest_is_forgotten"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/broker/src/limits.rs", "BATCHES_KEPT"),
         "4",
         "batches of a node that are answered again when they are repeated",
@@ -372,7 +361,7 @@ pub static LIMITS: &[Limit] = &[
         "",
         ("server/broker/src/origins.rs", "only_the_next_one_is_taken_and_the_last_four_are_answered_again"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/broker/src/limits.rs", "CURSORS_PER_CHANNEL"),
         "100,000",
         "clients and groups of one channel whose places are kept",
@@ -380,7 +369,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_index_memory_bytes",
         ("server/broker/tests/bounds.rs", "a_channel_keeps_so_many_places_and_refuses_the_next"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/broker/src/limits.rs", "SEQUENCE_RANGES"),
         "1,048,576",
         "ranges of messages that one settlement names",
@@ -388,7 +377,7 @@ pub static LIMITS: &[Limit] = &[
         "",
         ("server/broker/tests/bounds.rs", "longer_lists_are_malformed"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/broker/src/limits.rs", "MOVE_ITEMS"),
         "4,096",
         "messages that one move names",
@@ -396,7 +385,7 @@ pub static LIMITS: &[Limit] = &[
         "",
         ("server/broker/tests/bounds.rs", "longer_lists_are_malformed"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/broker/src/limits.rs", "RELEASE_TIMERS"),
         "1,024",
         "delayed messages that one operation releases",
@@ -404,7 +393,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_timers",
         ("server/broker/tests/bounds.rs", "longer_lists_are_malformed"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/broker/src/limits.rs", "ENTRY_BOUND"),
         "281,474,976,710,656",
         "entries in the life of a cluster",
@@ -412,7 +401,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_raft_applied_index",
         ("server/broker/tests/operations.rs", "numbers_that_do_not_fit_are_refused"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/broker/src/limits.rs", "SNAPSHOT_RECORD"),
         "256 KiB",
         "one record of a snapshot",
@@ -455,7 +444,7 @@ pub static LIMITS: &[Limit] = &[
             "places_of_those_who_stay_away_are_forgotten_and_of_those_who_are_there_are_not",
         ),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/config/retention.rs", "RULES"),
         "1,000",
         "rules of retention",
@@ -463,7 +452,7 @@ pub static LIMITS: &[Limit] = &[
         "",
         ("server/src/config/retention.rs", "rules_are_read_as_they_are_written"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/gateway/subscription.rs", "events"),
         "1,024",
         "events that were read for one reader and wait for its connection",
@@ -471,7 +460,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_readers_waiting_events",
         ("tests/tests/readers_of_stored_events.rs", "who_lags_slows_nobody_and_who_does_not_read_costs_little"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/gateway/subscription.rs", "bytes"),
         "512 KiB",
         "bytes of these",
@@ -479,7 +468,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_readers_waiting_events",
         ("tests/tests/readers_of_stored_events.rs", "who_lags_slows_nobody_and_who_does_not_read_costs_little"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/desk/readers.rs", "SHARE"),
         "64",
         "events that one member of a group is given at a time",
@@ -523,7 +512,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_query_cache_entries",
         ("server/src/live/cache.rs", "a_life_time_is_clamped"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/live/routes.rs", "ROUTES"),
         "8,192",
         "ways from a channel to its subscribers that are remembered, in each of two generations",
@@ -531,7 +520,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_buffer_used{buffer=\"routes\"}",
         ("server/src/live/routes.rs", "kept_routes_are_bounded_and_those_in_use_stay"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/live/routes.rs", "LONGEST_KEPT"),
         "1,024",
         "bytes of a channel's name whose way is remembered",
@@ -539,7 +528,7 @@ pub static LIMITS: &[Limit] = &[
         "",
         ("server/src/live/routes.rs", "kept_routes_are_bounded_and_those_in_use_stay"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/live/numbers.rs", "CHANNELS"),
         "10,000",
         "channels of each kind that are counted by name",
@@ -547,7 +536,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_buffer_used{buffer=\"counted_channels\"}",
         ("server/src/live/numbers.rs", "names_are_bounded_and_nothing_is_lost"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/live/numbers.rs", "LONGEST_NAME"),
         "256",
         "bytes of a name under which is counted",
@@ -555,7 +544,7 @@ pub static LIMITS: &[Limit] = &[
         "",
         ("server/src/live/numbers.rs", "names_are_bounded_and_nothing_is_lost"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/metrics.rs", "CHANNELS"),
         "1,000",
         "channels of each kind that the metrics name",
@@ -563,7 +552,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_channels",
         ("server/src/metrics/live.rs", "so_many_channels_are_named_and_the_others_summed_up"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/gateway/management.rs", "FILTER_BYTES"),
         "256 KiB",
         "memory of a filter of channels as a regular expression",
@@ -621,7 +610,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_scrub_last_pass_seconds",
         ("tests/tests/damaged_messages.rs", "a_bit_that_flips_under_a_running_server_costs_one_message"),
     ),
-    fixed(
+    Limit::fixed(
         ("storage/src/log/reader.rs", "KEPT"),
         "16 MiB",
         "what was read ahead from files, or one chunk",
@@ -629,7 +618,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_buffer_used{buffer=\"read_ahead_bytes\"}",
         ("storage/src/log/tests/reads.rs", "what_is_read_ahead_is_bounded"),
     ),
-    fixed(
+    Limit::fixed(
         ("storage/src/log/reader.rs", "AHEAD"),
         "1 MiB",
         "what is read at once for who reads in order",
@@ -637,7 +626,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_log_file_reads_total",
         ("storage/src/log/tests/reads.rs", "who_reads_in_order_asks_the_disk_once_a_mebibyte"),
     ),
-    fixed(
+    Limit::fixed(
         ("storage/src/log/keeper.rs", "FREE_FILES"),
         "8",
         "files of the log that are kept to be written again",
@@ -645,7 +634,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_store_bytes",
         ("storage/src/log/tests/segments.rs", "no_more_freed_files_are_kept_than_may_be_and_none_for_long"),
     ),
-    fixed(
+    Limit::fixed(
         ("storage/src/log/keeper.rs", "FREE_FOR"),
         "60 s",
         "time that these are kept",
@@ -653,7 +642,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_store_bytes",
         ("storage/src/log/tests/segments.rs", "no_more_freed_files_are_kept_than_may_be_and_none_for_long"),
     ),
-    fixed(
+    Limit::fixed(
         ("storage/src/index.rs", "MAX_BLOCK_BYTES"),
         "64 KiB",
         "one block of the index",
@@ -661,7 +650,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_index_refused_total",
         ("storage/src/index/sled/tests.rs", "large_blocks_are_refused"),
     ),
-    fixed(
+    Limit::fixed(
         ("storage/src/index/writer.rs", "INBOX"),
         "4,096",
         "requests that wait for the index on disk",
@@ -669,7 +658,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_index_refused_total",
         ("storage/src/index/writer/tests.rs", "a_full_inbox_refuses_at_once"),
     ),
-    fixed(
+    Limit::fixed(
         ("storage/src/index/writer.rs", "INBOX_BYTES"),
         "16 MiB",
         "bytes of these",
@@ -677,7 +666,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_index_refused_total",
         ("storage/src/index/writer/tests.rs", "a_full_inbox_refuses_at_once"),
     ),
-    fixed(
+    Limit::fixed(
         ("storage/src/snapshot.rs", "MAX_CHUNK_BYTES"),
         "64 MiB",
         "one chunk of a snapshot",
@@ -685,7 +674,7 @@ pub static LIMITS: &[Limit] = &[
         "",
         ("storage/src/snapshot/files/tests.rs", "what_is_too_large_to_be_read_back_is_refused"),
     ),
-    fixed(
+    Limit::fixed(
         ("storage/src/snapshot.rs", "MAX_META_BYTES"),
         "1 MiB",
         "what stands in front of a snapshot",
@@ -693,7 +682,7 @@ pub static LIMITS: &[Limit] = &[
         "",
         ("storage/src/snapshot/files/tests.rs", "what_is_too_large_to_be_read_back_is_refused"),
     ),
-    fixed(
+    Limit::fixed(
         ("storage/src/snapshot/files.rs", "KEPT"),
         "2",
         "snapshots that are kept",
@@ -701,7 +690,7 @@ pub static LIMITS: &[Limit] = &[
         "",
         ("storage/src/snapshot/files/tests.rs", "what_was_written_is_read_and_two_are_kept"),
     ),
-    fixed(
+    Limit::fixed(
         ("raft/src/options.rs", "keep_bytes"),
         "1 GiB",
         "log that is kept for a slow peer, or a quarter of the log",
@@ -709,7 +698,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_store_bytes",
         ("raft/tests/cluster.rs", "a_follower_behind_the_purge_point_gets_the_snapshot_with_its_bodies"),
     ),
-    fixed(
+    Limit::fixed(
         ("raft/src/options.rs", "window_bytes"),
         "16 MiB",
         "entries sent to a peer and not acknowledged",
@@ -717,7 +706,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_raft_follower_lag_entries",
         ("raft/src/network/window.rs", "a_slow_peer_is_sent_no_more_than_the_window"),
     ),
-    fixed(
+    Limit::fixed(
         ("raft/src/options.rs", "append_stall"),
         "1 s",
         "time in which nothing of that is acknowledged",
@@ -725,7 +714,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_raft_follower_lag_entries",
         ("raft/src/network/window.rs", "only_a_stream_with_something_under_way_can_stall"),
     ),
-    fixed(
+    Limit::fixed(
         ("raft/src/reclaim.rs", "COPIED_PARTS"),
         "262,144",
         "living messages that are copied out of files after one snapshot",
@@ -733,7 +722,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_store_segments",
         ("raft/src/reclaim/tests.rs", "no_more_is_copied_at_once_than_is_remembered"),
     ),
-    fixed(
+    Limit::fixed(
         ("raft/src/snapshot.rs", "FRAME_BYTES"),
         "1 MiB",
         "bodies in one frame of a snapshot that is sent, or one body",
@@ -741,7 +730,7 @@ pub static LIMITS: &[Limit] = &[
         "",
         ("raft/src/snapshot.rs", "large_bodies_go_in_frames_of_their_own"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/damage.rs", "TOLD"),
         "65,536",
         "damaged messages that are logged, each once",
@@ -749,7 +738,7 @@ pub static LIMITS: &[Limit] = &[
         "kubemq_damaged_messages_total",
         ("server/src/damage/tests.rs", "so_many_are_remembered_and_the_next_is_counted_each_time"),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/scrub.rs", "REMEMBERED"),
         "65,536",
         "damaged places that the scrubber knows",
@@ -758,7 +747,7 @@ pub static LIMITS: &[Limit] = &[
         ("server/src/scrub.rs", "so_many_damaged_places_are_remembered"),
     ),
     // Start and end.
-    fixed(
+    Limit::fixed(
         ("server/src/config/load.rs", "MAX_FILE_BYTES"),
         "1 MiB",
         "a configuration file",
@@ -776,7 +765,7 @@ pub static LIMITS: &[Limit] = &[
             "a_node_that_stops_tells_its_subscribers_and_waits_for_nobody",
         ),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/grpc/server.rs", "FINISH"),
         "5 s",
         "time for calls that are under way when the server stops",
@@ -787,7 +776,7 @@ pub static LIMITS: &[Limit] = &[
             "a_node_that_stops_tells_its_subscribers_and_waits_for_nobody",
         ),
     ),
-    fixed(
+    Limit::fixed(
         ("server/src/grpc/server.rs", "CLOSE"),
         "2 s",
         "time for connections to close after that",
