@@ -48,10 +48,17 @@ pub struct Latency {
 impl Latency {
     /// Counts one.
     pub fn observe(&self, took: Duration) {
+        self.observe_all(took, 1);
+    }
+
+    /// Counts so many that began and ended together.
+    pub(crate) fn observe_all(&self, took: Duration, count: usize) {
+        let count = as_u64(count);
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let class = usize::try_from(u64::BITS - micros.leading_zeros()).unwrap_or(CLASSES);
-        self.classes[class.min(CLASSES - 1)].fetch_add(1, Ordering::Relaxed);
-        self.nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.classes[class.min(CLASSES - 1)].fetch_add(count, Ordering::Relaxed);
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.nanos.fetch_add(nanos.saturating_mul(count), Ordering::Relaxed);
     }
 
     fn read(&self) -> Observed {
@@ -250,12 +257,13 @@ impl Sources {
             "time from handing a batch of operations to consensus until it was applied",
             &[(Vec::new(), self.gateway.commit_latency().read())],
         );
-        let calls = self
-            .durations
-            .iter()
-            .map(|(method, latency)| (vec![("interface", "grpc"), ("method", method)], latency.read()));
-        let help = "time that calls took that are answered once; receiving includes waiting";
-        [commit, histogram("kubemq_request_duration_seconds", help, &calls.collect::<Vec<_>>())]
+        let requests = self.durations.iter().map(|(method, request, latency)| {
+            let mut labels = vec![("interface", "grpc"), ("method", method)];
+            labels.extend((!request.is_empty()).then_some(("request", request)));
+            (labels, latency.read())
+        });
+        let help = "time that calls took that are answered once, and requests on streams; receiving includes waiting";
+        [commit, histogram("kubemq_request_duration_seconds", help, &requests.collect::<Vec<_>>())]
     }
 }
 

@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use kubemq_proto::kubemq::request::RequestType;
 use kubemq_proto::kubemq::subscribe::SubscribeType;
-use kubemq_proto::kubemq::{QueueMessagePolicy, QueuesDownstreamRequestType, Request};
-use kubemq_tests::client::{message, message_with, settle};
+use kubemq_proto::kubemq::{
+    QueueMessagePolicy, QueuesDownstreamRequestType, QueuesUpstreamRequest, Request, StreamQueueMessagesRequest,
+    StreamRequestType,
+};
+use kubemq_tests::client::{attributes, get, message, message_with, old, old_receive, settle};
 use kubemq_tests::http::http_get;
 use kubemq_tests::live::{event, executed, request};
 use kubemq_tests::process::Options;
@@ -168,6 +171,55 @@ async fn queues(watch: &mut Watch, client: &Client) {
     tokio::join!(watch.positive("kubemq_queue_polls", &[]), polling);
 }
 
+/// How long each request on a stream takes is counted, and those that wait count their wait.
+async fn streams(watch: &mut Watch, client: &Client) {
+    let of = |method: &str, request: &str| [format!("method=\"{method}\""), format!("request=\"{request}\"")];
+    let before = Scrape::of(&watch.server);
+    let more = async |method: &str, request: &str, requests: f64, seconds: f64| {
+        let labels = of(method, request);
+        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+        let what = format!("{requests} more of {labels:?}");
+        wait_until(&what, SOON, async || {
+            let now = Scrape::of(&watch.server);
+            let by = |name: &str| now.sum(name, &labels) - before.sum(name, &labels);
+            let counted = by("kubemq_request_duration_seconds_count") == requests;
+            let took = by("kubemq_request_duration_seconds_sum");
+            (counted && took >= seconds && took < seconds + 20.0).then_some(())
+        })
+        .await;
+    };
+    let mut upstream = client.upstream().await;
+    for number in 0..3 {
+        let messages = vec![message("m.up", "1"), message("m.up", "2")];
+        let request_id = number.to_string();
+        assert!(!upstream.ask(QueuesUpstreamRequest { request_id, messages }).await.is_error);
+    }
+    more("QueuesUpstream", "send", 3.0, 0.0).await;
+    let events = client.events_stream().await;
+    for _ in 0..5 {
+        events.send(event("m.up", "unheard")).await;
+    }
+    let mut stored_events = client.try_publish().await.unwrap();
+    stored_events.send(stored("m.us", "kept")).await;
+    assert!(stored_events.next().await.sent);
+    more("SendEventsStream", "send", 6.0, 0.0).await;
+    let mut downstream = client.downstream().await;
+    let (transaction, _) = downstream.hold("m.up", 5).await;
+    downstream.send(settle(QueuesDownstreamRequestType::AckAll, &transaction)).await;
+    assert!(downstream.get(get("m.nothing", 1, 1000)).await.messages.is_empty());
+    more("QueuesDownstream", "get", 2.0, 1.0).await;
+    more("QueuesDownstream", "settle", 1.0, 0.0).await;
+    let mut old_stream = client.stream().await;
+    let held = old_stream.ask(old_receive("m.up", 60, 10)).await.message.unwrap();
+    let sequence = attributes(&held).sequence;
+    let ack = StreamQueueMessagesRequest { ref_sequence: sequence, ..old(StreamRequestType::AckMessage, "m.up") };
+    assert!(!old_stream.ask(ack).await.is_error);
+    let mut waits = client.stream().await;
+    assert!(waits.ask(old_receive("m.nothing", 60, 1)).await.is_error);
+    more("StreamQueueMessage", "get", 2.0, 1.0).await;
+    more("StreamQueueMessage", "settle", 1.0, 0.0).await;
+}
+
 async fn stored_events(watch: &mut Watch, client: &Client) {
     let of = ["type=\"events_store\"", "channel=\"m.s\""];
     let side = |side| [of[0], of[1], side];
@@ -253,6 +305,7 @@ async fn each_number_stands_there_and_moves() {
     let before = Scrape::of(&server);
     let mut watch = Watch { server, before, moved: BTreeSet::new() };
     queues(&mut watch, &client).await;
+    streams(&mut watch, &client).await;
     stored_events(&mut watch, &client).await;
     events(&mut watch, &client).await;
     requests(&mut watch, &client).await;

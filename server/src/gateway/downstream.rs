@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::future::Future as _;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 
 use futures_util::future::BoxFuture;
@@ -22,7 +23,7 @@ use kubemq_runtime::sync::mpsc;
 use kubemq_runtime::{Instant, OnFailure};
 
 use super::receive::{Client, to_wire};
-use super::stream::{Ended, Outlet, Stop};
+use super::stream::{Ended, Exchange, Outlet, Stop};
 use super::transactions::{Did, Own, Settling, Transactions};
 use super::{Gateway, Held, Take, Unavailable};
 
@@ -33,7 +34,7 @@ const OPEN_TRANSACTIONS: usize = 64 * 1024;
 /// Settlements of one stream that are on their way to their commit; beyond it the stream is not read.
 const SETTLEMENTS: usize = 16 * 1024;
 
-/// Serves one stream until it ends.
+/// Serves one stream until it ends, and counts how long its requests take.
 ///
 /// # Errors
 ///
@@ -41,7 +42,7 @@ const SETTLEMENTS: usize = 16 * 1024;
 pub async fn serve<S, E>(
     gateway: &Gateway,
     transactions: &Transactions,
-    client: Client,
+    (client, durations): (Client, Arc<Exchange>),
     requests: S,
     responses: mpsc::Sender<Response>,
     stop: Stop,
@@ -54,6 +55,7 @@ where
     let mut stream = Downstream {
         gateway: gateway.clone(),
         client,
+        durations,
         own: Own::new(transactions.clone()),
         settling: VecDeque::new(),
         settled: 0,
@@ -95,9 +97,10 @@ where
 struct Downstream {
     gateway: Gateway,
     client: Client,
+    durations: Arc<Exchange>,
     own: Own,
-    /// On their way to their commit, in order.
-    settling: VecDeque<(Settling, Response)>,
+    /// On their way to their commit, in order, and since when.
+    settling: VecDeque<(Settling, Response, Instant)>,
     /// Settlements submitted and applied since the stream began.
     submitted: u64,
     settled: u64,
@@ -115,7 +118,7 @@ impl Drop for Downstream {
         }
         let gateway = self.gateway.clone();
         let finish = async move {
-            for (mut settling, _) in settling {
+            for (mut settling, ..) in settling {
                 let outcomes = (&mut settling.submitted).await;
                 settling.finish(&gateway, outcomes);
             }
@@ -130,6 +133,7 @@ struct Get {
     client_id: String,
     auto_ack: bool,
     take: Take,
+    began: Instant,
 }
 
 /// What a Get came to.
@@ -137,18 +141,39 @@ struct Got {
     answer: Response,
     client_id: String,
     held: Option<Held>,
+    began: Instant,
 }
 
 impl Downstream {
     fn is_idle(&self) -> bool {
-        self.settling.is_empty() && self.later.is_empty() && self.gets.is_empty()
+        self.under_way() == 0
     }
 
     /// Begins what a request asks for; returns what is to be answered at once.
     fn request(&mut self, request: QueuesDownstreamRequest) -> Option<Response> {
-        if request.request_type_data == i32::from(Type::Get) {
-            return self.get(request);
+        let began = self.now();
+        let under_way = self.under_way();
+        let (answer, durations) = if request.request_type_data == i32::from(Type::Get) {
+            (self.get(request, began), &self.durations.gets)
+        } else {
+            (self.settle(request, began), &self.durations.settlements)
+        };
+        if self.under_way() == under_way {
+            durations.observe(self.now().since(began));
         }
+        answer
+    }
+
+    /// Returns how many requests are begun and not yet carried out.
+    fn under_way(&self) -> usize {
+        self.settling.len() + self.later.len() + self.gets.len()
+    }
+
+    fn now(&self) -> Instant {
+        self.gateway.runtime().clock.now()
+    }
+
+    fn settle(&mut self, request: QueuesDownstreamRequest, began: Instant) -> Option<Response> {
         let answer = Response {
             transaction_id: request.ref_transaction_id.clone(),
             ref_request_id: request.request_id.clone(),
@@ -170,7 +195,7 @@ impl Downstream {
                 let refusal = refusal.map(|refusal| refused(answer.clone(), &refusal));
                 if let Some(settling) = settling {
                     self.submitted += 1;
-                    self.settling.push_back((settling, answer));
+                    self.settling.push_back((settling, answer, began));
                 }
                 refusal
             }
@@ -182,7 +207,7 @@ impl Downstream {
         }
     }
 
-    fn get(&mut self, request: QueuesDownstreamRequest) -> Option<Response> {
+    fn get(&mut self, request: QueuesDownstreamRequest, began: Instant) -> Option<Response> {
         let answer = Response {
             transaction_id: id::uuid(&self.gateway.runtime().random),
             ref_request_id: request.request_id.clone(),
@@ -201,9 +226,9 @@ impl Downstream {
             channel: request.channel,
             max: wanted.max,
             max_bytes: self.gateway.answer_bytes(client),
-            deadline: self.gateway.runtime().clock.now() + wanted.wait,
+            deadline: began + wanted.wait,
         };
-        let get = Get { answer, client_id: request.client_id, auto_ack: request.auto_ack, take };
+        let get = Get { answer, client_id: request.client_id, auto_ack: request.auto_ack, take, began };
         if self.settled < self.submitted {
             self.later.push_back((self.submitted, get));
         } else {
@@ -218,8 +243,9 @@ impl Downstream {
 
     /// The oldest settlement is applied, or failed; Gets that came after it may begin.
     fn finish(&mut self, outcomes: Result<Vec<Outcome>, Unavailable>) -> Option<Response> {
-        let (settling, answer) = self.settling.pop_front()?;
+        let (settling, answer, began) = self.settling.pop_front()?;
         self.settled += 1;
+        self.durations.settlements.observe(self.now().since(began));
         let refusal = settling.finish(&self.gateway, outcomes);
         while let Some((after, _)) = self.later.front()
             && *after <= self.settled
@@ -246,6 +272,7 @@ impl Downstream {
     }
 
     fn got(&mut self, got: Got) -> Response {
+        self.durations.gets.observe(self.now().since(got.began));
         if !got.answer.is_error {
             self.own.open(&got.answer.transaction_id, got.client_id, got.held);
         }
@@ -254,19 +281,19 @@ impl Downstream {
 }
 
 /// Waits for the outcomes of the oldest settlement; never without one. Cancel safe.
-async fn front(settling: &mut VecDeque<(Settling, Response)>) -> Result<Vec<Outcome>, Unavailable> {
+async fn front(settling: &mut VecDeque<(Settling, Response, Instant)>) -> Result<Vec<Outcome>, Unavailable> {
     std::future::poll_fn(|cx| match settling.front_mut() {
-        Some((settling, _)) => Pin::new(&mut settling.submitted).poll(cx),
+        Some((settling, ..)) => Pin::new(&mut settling.submitted).poll(cx),
         None => Poll::Pending,
     })
     .await
 }
 
 async fn carry_out(gateway: Gateway, get: Get) -> Got {
-    let Get { answer, client_id, auto_ack, take } = get;
+    let Get { answer, client_id, auto_ack, take, began } = get;
     match take_messages(&gateway, take, auto_ack).await {
-        Ok((messages, held)) => Got { answer: Response { messages, ..answer }, client_id, held },
-        Err(unavailable) => Got { answer: refused(answer, &unavailable.refusal()), client_id, held: None },
+        Ok((messages, held)) => Got { answer: Response { messages, ..answer }, client_id, held, began },
+        Err(unavailable) => Got { answer: refused(answer, &unavailable.refusal()), client_id, held: None, began },
     }
 }
 

@@ -3,6 +3,8 @@
 //! Events that are not stored go to the subscribers of this node at once, and what became of them is told to
 //! nobody: on a stream only a refusal is answered.
 
+use std::sync::Arc;
+
 use bytes::BytesMut;
 use futures_util::Stream;
 use kubemq_broker::Outcome;
@@ -18,6 +20,7 @@ use super::store::Stored;
 use super::stream::{Ended, Stop};
 use super::{Gateway, Sender, Unavailable};
 use crate::live::{Pattern, Publisher, Subscription};
+use crate::metrics::Latency;
 
 impl Gateway {
     /// Sends one event that is not to be stored.
@@ -67,7 +70,7 @@ pub(super) fn failed(event_id: String, refusal: &Refusal) -> EventResult {
     EventResult { event_id, sent: false, error: refusal.to_string() }
 }
 
-/// Serves one stream of events until it ends. Results come in the order of the events they belong to.
+/// Serves one stream of events until it ends, and counts in `durations` how long each takes. Results come in the order of the events they belong to.
 ///
 /// # Errors
 ///
@@ -77,12 +80,13 @@ pub async fn serve<S, E>(
     events: S,
     results: mpsc::Sender<EventResult>,
     stop: Stop,
+    durations: Arc<Latency>,
 ) -> Result<Ended, E>
 where
     S: Stream<Item = Result<Event, E>> + Send + Unpin,
 {
     let sending = Sending { gateway: gateway.clone(), publisher: gateway.live().publisher(), buffer: BytesMut::new() };
-    publishing::serve(gateway, sending, events, results, stop).await
+    publishing::serve(gateway, sending, events, results, (stop, durations)).await
 }
 
 /// One stream of events. Those that are not to be stored are on their way when all that were there are staged.

@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::future::Future as _;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use kubemq_runtime::sync::mpsc;
 
 use super::stream::{Ended, Outlet, Stop};
 use super::{Gateway, LEAD_RETRY, Submitted, Unavailable, WAIT_FOR_LEADER};
+use crate::metrics::Latency;
 
 /// Requests of one stream that are not answered yet, at most.
 const UNANSWERED_REQUESTS: usize = 16 * 1024;
@@ -75,7 +77,8 @@ impl<K> Group<K> {
     }
 }
 
-/// Serves one stream until it ends.
+/// Serves one stream until it ends, and counts how long its requests take: until they are answered, or handed on where
+/// nothing is answered.
 ///
 /// # Errors
 ///
@@ -85,7 +88,7 @@ pub(super) async fn serve<P, S, E>(
     publishing: P,
     requests: S,
     answers: mpsc::Sender<P::Answer>,
-    stop: Stop,
+    (stop, durations): (Stop, Arc<Latency>),
 ) -> Result<Ended, E>
 where
     P: Publishing + Send,
@@ -93,7 +96,7 @@ where
 {
     let mut requests = requests.fuse();
     let mut outlet = Outlet::new(answers, stop);
-    let mut line = Line::new(gateway, publishing);
+    let mut line = Line::new(gateway, publishing, durations);
     let mut end = None;
     loop {
         // Without a leader nothing that waits can be finished before the node has stopped.
@@ -155,8 +158,11 @@ struct Line<P: Publishing> {
     gateway: Gateway,
     lane: u64,
     publishing: P,
+    durations: Arc<Latency>,
     /// Read and not yet submitted.
     staged: Group<P::Kept>,
+    /// When that was read.
+    staged_at: Instant,
     /// Submitted, oldest first.
     groups: VecDeque<InFlight<P::Kept>>,
     unanswered_requests: usize,
@@ -172,6 +178,8 @@ struct InFlight<K> {
     /// The leadership that it was given to, which what comes after it must be given to, too; none when nothing is
     /// before it and it has no operations.
     epoch: Option<u64>,
+    /// When it was read.
+    began: Instant,
     /// Until when it waits for a leader.
     deadline: Instant,
 }
@@ -182,12 +190,14 @@ enum Flight {
 }
 
 impl<P: Publishing> Line<P> {
-    fn new(gateway: &Gateway, publishing: P) -> Self {
+    fn new(gateway: &Gateway, publishing: P, durations: Arc<Latency>) -> Self {
         Self {
             gateway: gateway.clone(),
             lane: gateway.lane(),
             publishing,
+            durations,
             staged: Group::default(),
+            staged_at: gateway.runtime().clock.now(),
             groups: VecDeque::new(),
             unanswered_requests: 0,
             unanswered_bytes: 0,
@@ -221,6 +231,8 @@ impl<P: Publishing> Line<P> {
         let mut next = Some(first);
         let mut end = None;
         let mut taken = 0;
+        // Nothing is staged before what was staged is submitted.
+        self.staged_at = self.now();
         while let Some(request) = next {
             match request {
                 Some(Ok(request)) => self.publishing.stage(request, &mut self.staged),
@@ -235,7 +247,15 @@ impl<P: Publishing> Line<P> {
             next = requests.next().now_or_never();
         }
         self.publishing.all_staged();
+        let handed_on = (taken - usize::from(end.is_some())).saturating_sub(self.staged.requests);
+        if handed_on > 0 {
+            self.durations.observe_all(self.now().since(self.staged_at), handed_on);
+        }
         (end, taken == P::TURN)
+    }
+
+    fn now(&self) -> Instant {
+        self.gateway.runtime().clock.now()
     }
 
     fn submit(&mut self) {
@@ -252,8 +272,8 @@ impl<P: Publishing> Line<P> {
             let behind = self.groups.back().and_then(|last| last.epoch);
             hand_over(&self.gateway, self.lane, &group.operations, behind)
         };
-        let deadline = self.gateway.runtime().clock.now() + WAIT_FOR_LEADER;
-        self.groups.push_back(InFlight { group, flight, epoch, deadline });
+        let deadline = self.now() + WAIT_FOR_LEADER;
+        self.groups.push_back(InFlight { group, flight, epoch, began: self.staged_at, deadline });
     }
 
     /// Waits for the outcomes of the oldest group. Cancel safe.
@@ -268,13 +288,15 @@ impl<P: Publishing> Line<P> {
 
     /// Returns the answers to the oldest group, unless it waits for a leader to be submitted again.
     fn complete(&mut self, outcomes: Result<Vec<Outcome>, Unavailable>) -> Vec<P::Answer> {
+        let now = self.now();
         let Some(first) = self.groups.front_mut() else { return Vec::new() };
-        if outcomes == Err(Unavailable::NotLeader) && self.gateway.runtime().clock.now() < first.deadline {
+        if outcomes == Err(Unavailable::NotLeader) && now < first.deadline {
             first.flight = Flight::Known(outcomes);
             self.leaderless = true;
             return Vec::new();
         }
-        let Some(InFlight { group, .. }) = self.groups.pop_front() else { return Vec::new() };
+        let Some(InFlight { group, began, .. }) = self.groups.pop_front() else { return Vec::new() };
+        self.durations.observe_all(now.since(began), group.requests);
         self.unanswered_requests -= group.requests;
         self.unanswered_bytes -= group.bytes;
         self.gateway.numbers().answered(group.requests, group.bytes);
@@ -398,14 +420,17 @@ mod tests {
     }
 
     async fn answered_events(node: &Node, requests: Vec<Event>, then: impl AsyncFnMut()) -> Vec<(String, String)> {
-        let serve = async |requests, answers| events::serve(node.gateway(), requests, answers, Stop::new()).await;
+        let serve = async |requests, answers| {
+            events::serve(node.gateway(), requests, answers, Stop::new(), Arc::default()).await
+        };
         let results = answered(node, requests, serve, then).await;
         assert!(results.iter().all(|result| result.sent == result.error.is_empty()));
         results.into_iter().map(|result| (result.event_id, result.error)).collect()
     }
 
     async fn answered_messages(node: &Node, count: usize, then: impl AsyncFnMut()) -> Vec<(String, String)> {
-        let serve = async |requests, answers| upstream::serve(node.gateway(), requests, answers, Stop::new()).await;
+        let (gateway, durations) = (node.gateway(), Arc::default());
+        let serve = async |requests, answers| upstream::serve(gateway, requests, answers, Stop::new(), durations).await;
         let answers = answered(node, (0..count).map(request).collect(), serve, then).await;
         let pair = |mut answer: kubemq_proto::kubemq::QueuesUpstreamResponse| {
             (answer.ref_request_id, answer.results.remove(0).error)
@@ -463,8 +488,9 @@ mod tests {
             assert!(sender.try_send(Ok::<_, std::convert::Infallible>(request)).is_ok());
         }
         let (answers, _answered) = mpsc::channel(count);
-        node.gateway().depose();
-        let clock = &node.gateway().runtime().clock;
+        let gateway = node.gateway();
+        gateway.depose();
+        let clock = &gateway.runtime().clock;
         let watch = async {
             let mut read = (0, 0);
             // Until nothing more is read for as long as it takes to ask for a leader many times.
@@ -477,7 +503,7 @@ mod tests {
         };
         tokio::select! {
             biased;
-            _ = upstream::serve(node.gateway(), ReceiverStream::new(receiver), answers, Stop::new()) => panic!("ended"),
+            _ = upstream::serve(gateway, ReceiverStream::new(receiver), answers, Stop::new(), Arc::default()) => panic!("ended"),
             read = watch => read,
         }
     }

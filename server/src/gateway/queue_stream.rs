@@ -5,12 +5,13 @@
 //! goes away without settling has used up one receive.
 
 use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt as _};
 use kubemq_broker::Outcome;
-use kubemq_proto::kubemq::{QueueMessage, StreamQueueMessagesRequest, StreamQueueMessagesResponse};
+use kubemq_proto::kubemq::{QueueMessage, StreamQueueMessagesRequest, StreamQueueMessagesResponse, StreamRequestType};
 use kubemq_proto::strings::Refusal;
 use kubemq_proto::validate::{self, StreamStep};
 use kubemq_proto::{id, kubemq};
@@ -18,10 +19,10 @@ use kubemq_runtime::sync::mpsc;
 use kubemq_runtime::{Instant, OnFailure};
 
 use super::receive::to_wire;
-use super::stream::{Ended, Outlet, Stop};
+use super::stream::{Ended, Exchange, Outlet, Stop};
 use super::{Gateway, Held, Submitted, Take, Unavailable};
 
-/// Serves one stream until it ends.
+/// Serves one stream until it ends, and counts how long its requests take.
 ///
 /// # Errors
 ///
@@ -30,15 +31,15 @@ pub async fn serve<S, E>(
     gateway: &Gateway,
     requests: S,
     responses: mpsc::Sender<StreamQueueMessagesResponse>,
-    stop: Stop,
+    (stop, durations): (Stop, Arc<Exchange>),
 ) -> Result<Ended, E>
 where
     S: Stream<Item = Result<StreamQueueMessagesRequest, E>> + Send + Unpin,
 {
     let mut requests = requests.fuse();
     let outlet = Outlet::new(responses, stop);
-    let mut stream =
-        QueueStream { gateway: gateway.clone(), outlet, state: State::Idle, timer: None, last: Ids::default() };
+    let (gateway, state, last) = (gateway.clone(), State::Idle, Ids::default());
+    let mut stream = QueueStream { gateway, outlet, durations, state, timer: None, last };
     loop {
         let step = tokio::select! {
             biased;
@@ -75,7 +76,7 @@ enum State {
     /// Nothing was asked for.
     Idle,
     /// A message is awaited.
-    Waiting { ids: Ids, visibility: Duration, taken: BoxFuture<'static, Result<Held, Unavailable>> },
+    Waiting { ids: Ids, visibility: Duration, began: Instant, taken: BoxFuture<'static, Result<Held, Unavailable>> },
     /// A message is held.
     Active { ids: Ids, held: Held, sequence: u64 },
     /// The exchange is complete.
@@ -85,6 +86,7 @@ enum State {
 struct QueueStream {
     gateway: Gateway,
     outlet: Outlet<StreamQueueMessagesResponse>,
+    durations: Arc<Exchange>,
     state: State,
     /// When the visibility runs out, and the wait for it.
     timer: Option<BoxFuture<'static, ()>>,
@@ -111,7 +113,24 @@ async fn expiry(timer: &mut Option<BoxFuture<'static, ()>>) {
 type Step = Result<(), Ended>;
 
 impl QueueStream {
-    async fn request(&mut self, mut request: StreamQueueMessagesRequest) -> Step {
+    async fn request(&mut self, request: StreamQueueMessagesRequest) -> Step {
+        let began = self.now();
+        let is_get = request.stream_request_type_data == i32::from(StreamRequestType::ReceiveMessage);
+        let step = self.carry_out(request, began).await;
+        if !is_get {
+            self.durations.settlements.observe(self.now().since(began));
+        } else if !matches!(&self.state, State::Waiting { began: waits_since, .. } if *waits_since == began) {
+            // It was refused.
+            self.durations.gets.observe(self.now().since(began));
+        }
+        step
+    }
+
+    fn now(&self) -> Instant {
+        self.gateway.runtime().clock.now()
+    }
+
+    async fn carry_out(&mut self, mut request: StreamQueueMessagesRequest, began: Instant) -> Step {
         request.request_id = id::or_nuid(request.request_id, &self.gateway.runtime().random);
         let ids = Ids { request_id: request.request_id.clone(), kind: request.stream_request_type_data };
         self.last = ids.clone();
@@ -120,7 +139,9 @@ impl QueueStream {
             Err(refusal) => return self.refuse(ids, &refusal).await,
         };
         match step {
-            StreamStep::Receive { visibility, wait } => self.receive(ids, request.channel, visibility, wait).await,
+            StreamStep::Receive { visibility, wait } => {
+                self.receive(ids, request.channel, visibility, (began, wait)).await
+            }
             StreamStep::ModifyVisibility(visibility) => {
                 self.start_timer(visibility);
                 self.answer(ids).await
@@ -144,24 +165,30 @@ impl QueueStream {
         }
     }
 
-    async fn receive(&mut self, ids: Ids, channel: String, visibility: Duration, wait: Duration) -> Step {
+    async fn receive(
+        &mut self,
+        ids: Ids,
+        channel: String,
+        visibility: Duration,
+        (began, wait): (Instant, Duration),
+    ) -> Step {
         if !matches!(self.state, State::Idle) {
             return self.refuse(ids, &Refusal::AlreadyActive).await;
         }
         if let Err(refusal) = validate::queue_source(&channel) {
             return self.refuse(ids, &refusal).await;
         }
-        let deadline = self.gateway.runtime().clock.now() + wait;
-        let taken = Box::pin(take_one(self.gateway.clone(), channel, deadline));
-        self.state = State::Waiting { ids, visibility, taken };
+        let taken = Box::pin(take_one(self.gateway.clone(), channel, began + wait));
+        self.state = State::Waiting { ids, visibility, began, taken };
         Ok(())
     }
 
     /// The awaited message came, or the wait is over.
     async fn received(&mut self, taken: Result<Held, Unavailable>) -> Step {
-        let State::Waiting { ids, visibility, .. } = std::mem::replace(&mut self.state, State::Over) else {
+        let State::Waiting { ids, visibility, began, .. } = std::mem::replace(&mut self.state, State::Over) else {
             return Ok(());
         };
+        self.durations.gets.observe(self.now().since(began));
         let mut held = match taken {
             Ok(held) => held,
             Err(unavailable) => return self.end(ids, Some(&unavailable.refusal())).await,
@@ -192,7 +219,10 @@ impl QueueStream {
                 }
                 self.end(ids, Some(&Refusal::VisibilityExpired)).await
             }
-            State::Waiting { ids, .. } => self.end(ids, Some(&Refusal::VisibilityExpired)).await,
+            State::Waiting { ids, began, .. } => {
+                self.durations.gets.observe(self.now().since(began));
+                self.end(ids, Some(&Refusal::VisibilityExpired)).await
+            }
             State::Idle | State::Over => self.end(self.last.clone(), Some(&Refusal::VisibilityExpired)).await,
         }
     }

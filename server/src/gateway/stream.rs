@@ -14,6 +14,7 @@ use kubemq_proto::strings::Refusal;
 use kubemq_runtime::sync::{Notify, mpsc};
 
 use super::Unavailable;
+use crate::metrics::Latency;
 
 impl Unavailable {
     /// Returns what a client is told.
@@ -36,6 +37,15 @@ pub enum Ended {
     Gone,
     /// The node stops.
     Stopped,
+}
+
+/// How long the requests of streams took on which messages are received.
+#[derive(Debug, Default)]
+pub struct Exchange {
+    /// From asking for messages to the answer, waiting included.
+    pub(crate) gets: Latency,
+    /// Everything else, until it was carried out: settlements until they were applied.
+    pub(crate) settlements: Latency,
 }
 
 /// Tells streams and waiting calls that the node stops. Clones are the same signal.

@@ -1,6 +1,8 @@
 //! The stream on which queue messages are sent: many requests in flight, answered in the order in which they
 //! came. How they get into the log is the business of [`publishing`](super::publishing).
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
 use kubemq_broker::Outcome;
@@ -12,8 +14,9 @@ use super::publishing::{self, Group, Publishing};
 use super::send::{Publishes, refused};
 use super::stream::{Ended, Stop};
 use super::{Gateway, Sender, Unavailable};
+use crate::metrics::Latency;
 
-/// Serves one stream until it ends.
+/// Serves one stream until it ends, and counts in `durations` how long its requests take.
 ///
 /// # Errors
 ///
@@ -23,12 +26,13 @@ pub async fn serve<S, E>(
     requests: S,
     responses: mpsc::Sender<QueuesUpstreamResponse>,
     stop: Stop,
+    durations: Arc<Latency>,
 ) -> Result<Ended, E>
 where
     S: Stream<Item = Result<QueuesUpstreamRequest, E>> + Send + Unpin,
 {
     let upstream = Upstream { gateway: gateway.clone(), buffer: BytesMut::new() };
-    publishing::serve(gateway, upstream, requests, responses, stop).await
+    publishing::serve(gateway, upstream, requests, responses, (stop, durations)).await
 }
 
 struct Upstream {

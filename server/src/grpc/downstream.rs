@@ -16,9 +16,10 @@ type Answers = Outgoing<QueuesDownstreamResponse>;
 
 pub(crate) fn open(door: &Arc<Door>, request: Request<Streaming<QueuesDownstreamRequest>>) -> Answer<Answers> {
     let (gateway, transactions, stop) = (door.gateway()?, door.transactions.clone(), door.stop.clone());
-    let client = client(request.metadata());
+    let (client, durations) = (client(request.metadata()), Arc::clone(&door.durations.downstream));
     let requests = request.into_inner();
-    let drive =
-        |answers| async move { downstream::serve(&gateway, &transactions, client, requests, answers, stop).await };
+    let drive = |answers| async move {
+        downstream::serve(&gateway, &transactions, (client, durations), requests, answers, stop).await
+    };
     Ok(Response::new(Outgoing::start(door, "downstream", ANSWERS, drive)))
 }

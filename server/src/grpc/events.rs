@@ -26,9 +26,9 @@ pub(crate) async fn send(door: &Arc<Door>, request: Request<Event>) -> Answer<Ev
 }
 
 pub(crate) fn open(door: &Arc<Door>, request: Request<Streaming<Event>>) -> Answer<Outgoing<EventResult>> {
-    let (gateway, stop) = (door.gateway()?, door.stop.clone());
+    let (gateway, stop, durations) = (door.gateway()?, door.stop.clone(), Arc::clone(&door.durations.events));
     let requests = request.into_inner();
-    let drive = |results| async move { events::serve(&gateway, requests, results, stop).await };
+    let drive = |results| async move { events::serve(&gateway, requests, results, stop, durations).await };
     Ok(Response::new(Outgoing::start(door, "events", RESULTS, drive)))
 }
 

@@ -14,8 +14,8 @@ const ANSWERS: usize = 4;
 type Answers = Outgoing<StreamQueueMessagesResponse>;
 
 pub(crate) fn open(door: &Arc<Door>, request: Request<Streaming<StreamQueueMessagesRequest>>) -> Answer<Answers> {
-    let (gateway, stop) = (door.gateway()?, door.stop.clone());
+    let (gateway, stop, durations) = (door.gateway()?, door.stop.clone(), Arc::clone(&door.durations.queue_stream));
     let requests = request.into_inner();
-    let drive = |answers| async move { queue_stream::serve(&gateway, requests, answers, stop).await };
+    let drive = |answers| async move { queue_stream::serve(&gateway, requests, answers, (stop, durations)).await };
     Ok(Response::new(Outgoing::start(door, "queue-stream", ANSWERS, drive)))
 }

@@ -14,8 +14,8 @@ const ANSWERS: usize = 1024;
 type Answers = Outgoing<kubemq_proto::kubemq::QueuesUpstreamResponse>;
 
 pub(crate) fn open(door: &Arc<Door>, request: Request<Streaming<QueuesUpstreamRequest>>) -> Answer<Answers> {
-    let (gateway, stop) = (door.gateway()?, door.stop.clone());
+    let (gateway, stop, durations) = (door.gateway()?, door.stop.clone(), Arc::clone(&door.durations.upstream));
     let requests = request.into_inner();
-    let drive = |answers| async move { upstream::serve(&gateway, requests, answers, stop).await };
+    let drive = |answers| async move { upstream::serve(&gateway, requests, answers, stop, durations).await };
     Ok(Response::new(Outgoing::start(door, "upstream", ANSWERS, drive)))
 }

@@ -211,7 +211,7 @@ impl Scene {
                     let (answers, mut results) = mpsc::channel(events.len().max(1));
                     let requests = stream::iter(events.into_iter().map(Ok::<_, Infallible>));
                     // What it ended with is seen in the results: one that gave up has too few.
-                    events::serve(gateway, requests, answers, Stop::new()).await.ok();
+                    events::serve(gateway, requests, answers, Stop::new(), Arc::default()).await.ok();
                     Ok(std::iter::from_fn(|| results.try_recv().ok()).collect())
                 }
             }
