@@ -301,10 +301,6 @@ type Taken = (Vec<kubemq_proto::kubemq::QueueMessage>, Option<Held>);
 
 /// Takes messages; also settles them when the client will not. Dropped before that, it gives everything back.
 async fn take_messages(gateway: &Gateway, take: Take, auto_ack: bool) -> Result<Taken, Unavailable> {
-    if !leads_by(gateway, take.deadline).await {
-        // Nobody hands out messages now: as far as this client can tell there were none.
-        return Ok((Vec::new(), None));
-    }
     let mut held = gateway.take(take).await?;
     let deliveries = std::mem::take(&mut held.deliveries);
     if deliveries.is_empty() {
@@ -314,14 +310,14 @@ async fn take_messages(gateway: &Gateway, take: Take, auto_ack: bool) -> Result<
         if auto_ack { deliveries.iter().map(|delivery| delivery.sequence).collect() } else { Vec::new() };
     let messages = to_wire(held.channel(), deliveries)?;
     if auto_ack {
-        held.ack(&sequences).await?;
-        return Ok((messages, None));
+        return match held.ack(&sequences).await {
+            Ok(_) => Ok((messages, None)),
+            // They are still there, for whoever polls under the next leader.
+            Err(Unavailable::NotLeader) => Ok((Vec::new(), None)),
+            Err(error) => Err(error),
+        };
     }
     Ok((messages, Some(held)))
-}
-
-async fn leads_by(gateway: &Gateway, deadline: Instant) -> bool {
-    gateway.runtime().clock.timeout_at(deadline, gateway.lead()).await.is_ok()
 }
 
 fn refused(answer: Response, refusal: &Refusal) -> Response {

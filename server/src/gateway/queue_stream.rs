@@ -327,12 +327,8 @@ fn is_refused(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Refused(_))
 }
 
-/// Takes one message, or nothing by the deadline, also while there is no leader.
+/// Takes one message, or nothing by the deadline.
 async fn take_one(gateway: Gateway, channel: String, deadline: Instant) -> Result<Held, Unavailable> {
-    let clock = gateway.runtime().clock.clone();
-    if clock.timeout_at(deadline, gateway.lead()).await.is_err() {
-        return Ok(Held::new(gateway.clone(), &channel));
-    }
     gateway.take(Take { channel, max: 1, max_bytes: u64::MAX, deadline }).await
 }
 

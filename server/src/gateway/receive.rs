@@ -75,9 +75,14 @@ impl Gateway {
             Some(Waited::Held(mut held)) => {
                 let deliveries = std::mem::take(&mut held.deliveries);
                 let sequences: Vec<u64> = deliveries.iter().map(|delivery| delivery.sequence).collect();
-                let messages = to_wire(&channel, deliveries)?;
+                let mut messages = to_wire(&channel, deliveries)?;
                 if !sequences.is_empty() {
-                    held.ack(&sequences).await?;
+                    match held.ack(&sequences).await {
+                        Ok(_) => {}
+                        // They are still there, for whoever polls under the next leader.
+                        Err(Unavailable::NotLeader) => messages.clear(),
+                        Err(error) => return Err(error),
+                    }
                 }
                 (messages, held.expired)
             }

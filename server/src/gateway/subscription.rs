@@ -193,7 +193,7 @@ impl Gateway {
         from.zip(place).is_some_and(|(from, (entry, _))| entry >= from)
     }
 
-    fn leads_now(&self) -> bool {
+    pub(super) fn leads_now(&self) -> bool {
         *self.0.leading.borrow()
     }
 }

@@ -4,6 +4,7 @@
 //! [`damage`](crate::damage)); it is nobody's, and so nobody settles it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kubemq_broker::{ChannelId, Operation, Sequences};
 use kubemq_runtime::Instant;
@@ -15,6 +16,10 @@ use crate::desk::{Poll, Reserved};
 
 /// Messages looked at in one step of a peek, at most.
 const PEEK_STEP: usize = 1024;
+
+/// A call that does not wait, or not for long, waits so long for a leader all the same: a change of leaders takes less.
+/// Some clients give up half a second after the wait that they asked for.
+const LEADERLESS: Duration = Duration::from_millis(400);
 
 /// What an answer holds besides the stored bytes of a message: its channel and its attributes.
 const ENVELOPE_BYTES: u64 = 96;
@@ -46,7 +51,7 @@ impl Gateway {
     /// what there is. What had expired is removed and counted on the way.
     ///
     /// Only a leader hands out, and only within its lease: one that was replaced meanwhile gives everything back
-    /// and waits to lead again.
+    /// and waits to lead again. When nobody leads until the deadline there was nothing to be had: clients poll on.
     ///
     /// Cancel safe: dropping the future gives everything back.
     ///
@@ -55,18 +60,30 @@ impl Gateway {
     /// [`Unavailable`] when this node cannot hand out messages; nothing is taken then.
     pub async fn take(&self, take: Take) -> Result<Held, Unavailable> {
         let clock = &self.0.runtime.clock;
-        loop {
-            self.available().await?;
+        let patience = self.patience(take.deadline);
+        while self.leads_by(patience).await {
             if let Some(mut held) = self.take_as_leader(&take).await? {
                 // What was given back while this poll waited came behind what it had already.
                 held.deliveries.sort_unstable_by_key(|delivery| delivery.sequence);
                 return Ok(held);
             }
-            if clock.now() >= take.deadline {
-                return Err(Unavailable::NotLeader);
+            if clock.now() >= patience {
+                break;
             }
+            // Who follows leadership must get to run before it is asked again.
             clock.sleep(LEAD_RETRY).await;
         }
+        Ok(Held::new(self.clone(), &take.channel))
+    }
+
+    /// Returns until when a poll with this deadline waits for a leader.
+    fn patience(&self, deadline: Instant) -> Instant {
+        deadline.max(self.0.runtime.clock.now() + LEADERLESS)
+    }
+
+    /// Waits until this node leads. Returns whether it does before `deadline`. Cancel safe.
+    async fn leads_by(&self, deadline: Instant) -> bool {
+        self.leads_now() || self.0.runtime.clock.timeout_at(deadline, self.lead()).await.is_ok()
     }
 
     /// Returns nothing when this node does not surely lead; nothing is taken then.
@@ -103,13 +120,15 @@ impl Gateway {
     }
 
     /// Looks at messages without taking them: ends when it saw `max` of them, or at the deadline with what
-    /// there is. What had expired is removed and counted. Cancel safe.
+    /// there is; nothing when nobody leads until then. What had expired is removed and counted. Cancel safe.
     ///
     /// # Errors
     ///
     /// [`Unavailable`] when this node cannot read the queue.
     pub async fn peek(&self, take: Take) -> Result<Peeked, Unavailable> {
-        self.available().await?;
+        if !self.leads_by(self.patience(take.deadline)).await {
+            return Ok(Peeked::default());
+        }
         let mut expired = 0;
         loop {
             let changed = self.with_core(|core| core.watch(&take.channel));
@@ -294,5 +313,47 @@ impl Drop for Reservation<'_> {
                 core.give_back(message.channel, [message.sequence]);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kubemq_proto::kubemq::ReceiveQueueMessagesRequest;
+    use kubemq_storage::fs::MemoryDisk;
+
+    use super::*;
+    use crate::gateway::Client;
+    use crate::gateway::stream::Stop;
+    use crate::node::tests::start;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_asks_while_nobody_leads_gets_nothing_when_the_wait_is_over() {
+        let node = start(&MemoryDisk::default()).await;
+        node.ready().await;
+        let (gateway, clock) = (node.gateway(), &node.gateway().runtime().clock);
+        let take = |wait: u64| {
+            let deadline = clock.now() + Duration::from_millis(wait);
+            Take { channel: "q".to_owned(), max: 1, max_bytes: u64::MAX, deadline }
+        };
+        gateway.depose();
+        for wait in [0, 600] {
+            let begin = clock.now();
+            assert_eq!(gateway.take(take(wait)).await.unwrap().unsettled().count(), 0);
+            assert!(clock.now().since(begin) >= Duration::from_millis(wait).max(LEADERLESS));
+            assert!(gateway.peek(take(wait)).await.unwrap().deliveries.is_empty());
+        }
+        let asked = ReceiveQueueMessagesRequest {
+            client_id: "c".to_owned(),
+            channel: "q".to_owned(),
+            max_number_of_messages: 1,
+            wait_time_seconds: 1,
+            ..ReceiveQueueMessagesRequest::default()
+        };
+        for is_peak in [false, true] {
+            let asked = ReceiveQueueMessagesRequest { is_peak, ..asked.clone() };
+            let answer = gateway.receive(asked, Client::default(), &Stop::new()).await.unwrap();
+            assert!(!answer.is_error && answer.messages.is_empty(), "{answer:?}");
+        }
+        node.stop().await;
     }
 }
