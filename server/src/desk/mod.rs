@@ -10,6 +10,7 @@
 //! events is served by any node, but for groups (see [`readers`]).
 
 mod away;
+mod hands;
 mod polls;
 mod readers;
 mod timers;
@@ -22,6 +23,7 @@ use kubemq_runtime::FixedHashMap;
 use kubemq_runtime::sync::Notify;
 
 use self::away::Away;
+use self::hands::Hands;
 use self::readers::Readers;
 pub(crate) use polls::Poll;
 pub(crate) use readers::{Leave, Member, ReaderKey, StoredEvent, Want};
@@ -37,6 +39,8 @@ pub(crate) struct Core {
 #[derive(Default)]
 pub(crate) struct Desk {
     channels: FixedHashMap<ChannelId, DeskChannel>,
+    /// How many messages may be out, and how many are.
+    hands: Hands,
     /// Polls of channels that do not exist yet, by channel name.
     absent: BTreeMap<Arc<str>, VecDeque<u64>>,
     /// Peeks at channels that do not exist yet, by channel name.
@@ -136,6 +140,7 @@ impl Core {
                 Effect::Created { .. } | Effect::Sealed { .. } | Effect::Dropped { .. } => {}
             }
         }
+        self.serve_who_wants_room();
         for channel in ready {
             self.serve(channel);
         }
@@ -148,6 +153,7 @@ impl Core {
             channel.returned.clear();
             channel.out.retain(|_, out| *out == Out::Held);
         }
+        self.desk.hands = self.desk.hands.with(self.desk.channels.values().map(|channel| channel.out.len()).sum());
         let ids: BTreeSet<ChannelId> = self.desk.channels.keys().copied().collect();
         for channel in ids {
             self.serve(channel);
@@ -179,9 +185,14 @@ impl Core {
                 continue;
             };
             let before = poll.reserved.len();
-            let away = desk.reserve(channel, id, poll.want, &mut poll.reserved);
+            let want = self.desk.hands.room(poll.want);
+            let away = desk.reserve(channel, id, want, &mut poll.reserved);
             self.desk.away.want(id, away);
             let got = poll.reserved.len() - before;
+            self.desk.hands.take(got);
+            if want < poll.want && got == want {
+                self.desk.hands.wants_room(id);
+            }
             if got == 0 {
                 return;
             }
@@ -196,14 +207,26 @@ impl Core {
         self.desk.tidy(id);
     }
 
+    /// Hands out what the bound had kept at the desk, a channel after another, as far as there is room now.
+    fn serve_who_wants_room(&mut self) {
+        // A channel that wants room again has left none.
+        while let Some(channel) = self.desk.hands.next() {
+            self.serve(channel);
+        }
+    }
+
     /// Takes back what a reader did not settle: ready again under the same sequence.
     pub(crate) fn give_back(&mut self, id: ChannelId, sequences: impl IntoIterator<Item = u64>) {
         let Some(desk) = self.desk.channels.get_mut(&id) else { return };
         for sequence in sequences {
-            if desk.out.remove(&sequence).is_some() && sequence < desk.cursor {
-                desk.returned.insert(sequence);
+            if desk.out.remove(&sequence).is_some() {
+                self.desk.hands.give_back(1);
+                if sequence < desk.cursor {
+                    desk.returned.insert(sequence);
+                }
             }
         }
+        self.serve_who_wants_room();
         self.serve(id);
         self.desk.tidy(id);
     }
@@ -218,12 +241,14 @@ impl Core {
         }
         let desk = self.desk.channels.entry(channel).or_default();
         if is_held {
-            desk.out.remove(&sequence);
+            self.desk.hands.give_back(usize::from(desk.out.remove(&sequence).is_some()));
         } else if desk.out.contains_key(&sequence) {
             // Whoever was handed it meanwhile finds the same, or has it in memory.
             return false;
         }
-        desk.damaged.insert(sequence)
+        let is_new = desk.damaged.insert(sequence);
+        self.serve_who_wants_room();
+        is_new
     }
 
     /// Notes that the settlement of `sequences` is on its way.
@@ -336,7 +361,12 @@ impl Desk {
 
     /// Returns how many messages readers hold or are settling, in all channels.
     pub(crate) fn in_flight(&self) -> usize {
-        self.channels.values().map(|channel| channel.out.len()).sum()
+        self.hands.out()
+    }
+
+    /// Returns how many messages readers may hold.
+    pub(crate) fn most_in_flight(&self) -> usize {
+        self.hands.most()
     }
 
     /// Returns how many polls wait for messages.
@@ -347,7 +377,7 @@ impl Desk {
     fn settled(&mut self, id: ChannelId, sequences: impl Iterator<Item = u64>) {
         let Some(desk) = self.channels.get_mut(&id) else { return };
         for sequence in sequences {
-            desk.out.remove(&sequence);
+            self.hands.give_back(usize::from(desk.out.remove(&sequence).is_some()));
             desk.returned.remove(&sequence);
             desk.damaged.remove(&sequence);
         }
@@ -357,6 +387,8 @@ impl Desk {
     /// The polls of a deleted channel go on with the channel of the same name, once there is one.
     fn deleted(&mut self, id: ChannelId) {
         let Some(desk) = self.channels.remove(&id) else { return };
+        self.hands.give_back(desk.out.len());
+        self.hands.forget(id);
         for poll in desk.queue {
             if let Some(waiting) = self.polls.get(&poll) {
                 self.absent.entry(Arc::clone(&waiting.channel)).or_default().push_back(poll);

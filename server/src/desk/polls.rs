@@ -40,11 +40,16 @@ impl Poll {
         if let Some(channel) = channel {
             let desk = core.desk.channels.entry(channel.id()).or_default();
             if desk.queue.is_empty() {
-                let away = desk.reserve(channel, channel.id(), want, &mut reserved);
+                let room = core.desk.hands.room(want);
+                let away = desk.reserve(channel, channel.id(), room, &mut reserved);
                 core.desk.away.want(channel.id(), away);
+                core.desk.hands.take(reserved.len());
             }
             if !reserved.is_empty() {
                 return reserved;
+            }
+            if core.desk.hands.is_full() {
+                core.desk.hands.wants_room(channel.id());
             }
         }
         let next_poll = &mut core.desk.next_poll;

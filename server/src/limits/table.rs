@@ -217,6 +217,14 @@ pub static LIMITS: &[Limit] = &[
         ("tests/tests/bounds_of_streams.rs", "only_so_many_transactions_of_one_stream_are_open"),
     ),
     Limit::fixed(
+        ("server/src/desk/hands.rs", "IN_FLIGHT"),
+        "1,000,000",
+        "messages of all queues that receivers hold",
+        "a Get takes what is left; without any it waits, as for an empty queue",
+        "kubemq_buffer_used{buffer=\"in_flight\"}",
+        ("server/src/desk/hands/tests.rs", "at_the_bound_gets_wait_and_settlements_serve_them_in_turn"),
+    ),
+    Limit::fixed(
         ("server/src/gateway/downstream.rs", "SETTLEMENTS"),
         "16,384",
         "settlements of one stream that are not committed",
@@ -280,6 +288,14 @@ pub static LIMITS: &[Limit] = &[
         "an error that says that there is none",
         "kubemq_errors_count",
         ("server/src/gateway/publishing.rs", "who_waits_too_long_for_a_leader_is_told_that_nothing_was_stored"),
+    ),
+    Limit::fixed(
+        ("server/src/gateway/take.rs", "LEADERLESS"),
+        "400 ms",
+        "wait for a leader of a receive whose own wait is shorter; others wait as long as they asked for",
+        "an empty answer",
+        "kubemq_raft_leader",
+        ("server/src/gateway/take.rs", "who_asks_while_nobody_leads_gets_nothing_when_the_wait_is_over"),
     ),
     Limit::fixed(
         ("raft/src/batcher.rs", "MOST_OPERATIONS"),

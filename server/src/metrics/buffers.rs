@@ -32,6 +32,7 @@ pub(super) fn of(gateway: &Gateway, raft: &Raft, log: &Log, ingest: &Ingest) -> 
     let log = log.stats();
     let (index, channels, state) =
         gateway.with_core(|core| (core.state.index_bytes(), core.state.channel_count(), *core.state.limits()));
+    let (in_flight, most_in_flight) = gateway.with_core(|core| (core.desk.in_flight(), core.desk.most_in_flight()));
     vec![
         Buffer::new("outbox_operations", outbox_operations.0, outbox_operations.1),
         Buffer::new("outbox_bytes", outbox_bytes.0, outbox_bytes.1),
@@ -45,6 +46,7 @@ pub(super) fn of(gateway: &Gateway, raft: &Raft, log: &Log, ingest: &Ingest) -> 
         Buffer::new("counted_channels", live.counted_channels.0, live.counted_channels.1),
         Buffer { name: "read_ahead_bytes", used: log.read_ahead_bytes, most: log.read_ahead_most },
         Buffer { name: "tail_cache_bytes", used: log.tail_bytes, most: log.tail_most },
+        Buffer::new("in_flight", in_flight, most_in_flight),
         Buffer { name: "index_bytes", used: index, most: gateway.index_memory().most() },
         Buffer { name: "channels", used: channels, most: state.channels },
     ]
