@@ -1,8 +1,9 @@
 //! The stream on which queue messages are received as transactions and settled.
 //!
-//! Settlements take effect in the order in which they came. A Get begins once the settlements before it are
-//! applied; while it waits it holds nothing up. A settlement that went well is not answered. When the stream
-//! ends, everything unsettled returns to its queue.
+//! Settlements take effect in the order in which they came. A Get begins once whatever was given back or moved before
+//! it is applied, so that it can find that; acknowledgements it does not wait for, nobody is handed what they name.
+//! While it waits it holds nothing up. A settlement that went well is not answered. When the stream ends, everything
+//! unsettled returns to its queue.
 
 use std::collections::VecDeque;
 use std::future::Future as _;
@@ -60,6 +61,7 @@ where
         settling: VecDeque::new(),
         settled: 0,
         submitted: 0,
+        returning: 0,
         later: VecDeque::new(),
         gets: FuturesUnordered::new(),
     };
@@ -104,6 +106,8 @@ struct Downstream {
     /// Settlements submitted and applied since the stream began.
     submitted: u64,
     settled: u64,
+    /// How many settlements must be applied for everything to be back that was given back or moved so far.
+    returning: u64,
     /// Gets that begin when so many settlements are applied.
     later: VecDeque<(u64, Get)>,
     gets: FuturesUnordered<BoxFuture<'static, Got>>,
@@ -195,6 +199,9 @@ impl Downstream {
                 let refusal = refusal.map(|refusal| refused(answer.clone(), &refusal));
                 if let Some(settling) = settling {
                     self.submitted += 1;
+                    if settling.returns() {
+                        self.returning = self.submitted;
+                    }
                     self.settling.push_back((settling, answer, began));
                 }
                 refusal
@@ -229,8 +236,8 @@ impl Downstream {
             deadline: began + wanted.wait,
         };
         let get = Get { answer, client_id: request.client_id, auto_ack: request.auto_ack, take, began };
-        if self.settled < self.submitted {
-            self.later.push_back((self.submitted, get));
+        if self.settled < self.returning {
+            self.later.push_back((self.returning, get));
         } else {
             self.begin(get);
         }

@@ -262,6 +262,11 @@ fn pick(held: &Held, verb: Verb, range: &[i64], destination: Option<Refusal>) ->
 }
 
 impl Settling {
+    /// Returns whether it puts messages into a queue.
+    pub(super) fn returns(&self) -> bool {
+        self.verb != Verb::Ack
+    }
+
     /// Takes note of what became of the settlement: closes the transaction when nothing is left, and holds again
     /// what the state refused to move. Returns what the client is told, which is nothing when all went well.
     pub(super) fn finish(self, gateway: &Gateway, outcomes: Result<Vec<Outcome>, Unavailable>) -> Option<Refusal> {
