@@ -24,3 +24,4 @@ mod replica;
 pub mod scrub;
 pub mod serve;
 pub mod telemetry;
+mod traffic;

@@ -1,14 +1,15 @@
 //! The numbers of a node, and their Prometheus names.
 //!
-//! Nothing counts twice: what the state, the log, the index and consensus count anyway is read when somebody
-//! asks, so a message costs nothing here. Only what nobody else knows is counted in this file. There is no
-//! global registry: [`Metrics`] hangs on its node.
+//! Nothing counts twice: what the state, the log, the index, consensus and the traffic of clients count anyway is read
+//! when somebody asks, so a message costs nothing here. Only what nobody else knows is counted in this file. There is
+//! no global registry: [`Metrics`] hangs on its node.
 
 mod ages;
 mod buffers;
 mod families;
 mod live;
 mod process;
+mod traffic;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,8 +29,10 @@ use self::families::{counter, family, gauge, histogram, measured, metric};
 use self::live::LiveNumbers;
 use crate::gateway::{Gateway, Sender};
 use crate::grpc::{Durations, Ingest};
+use crate::live::Pattern;
 use crate::node::Node;
 use crate::scrub::ScrubStats;
+use crate::traffic::{Counted, Of};
 
 /// Channels that are listed by name; the others are summed up under one name, or a scrape would grow with them.
 const CHANNELS: usize = 1_000;
@@ -83,21 +86,12 @@ struct ChannelNumbers {
     waiting: u64,
     waiting_bytes: u64,
     readers: u64,
-    /// When something was last stored or taken, in nanoseconds.
-    last_activity: u64,
     /// The age of the oldest message, when it is known.
     oldest: Option<Duration>,
 }
 
 /// What is shown of channels of stored events, too.
-const OF_EVENTS_STORE: [&str; 6] = [
-    "kubemq_messages_count",
-    "kubemq_messages_volume",
-    "kubemq_messages_expired",
-    "kubemq_messages_pending",
-    "kubemq_messages_last_seen",
-    CLIENTS,
-];
+const OF_EVENTS_STORE: [&str; 3] = ["kubemq_messages_expired", "kubemq_messages_pending", CLIENTS];
 
 /// What is not shown of queues: who polls one now is no subscriber.
 const CLIENTS: &str = "kubemq_clients_count";
@@ -108,6 +102,8 @@ struct Numbers {
     queues: BTreeMap<String, ChannelNumbers>,
     events_store: BTreeMap<String, ChannelNumbers>,
     live: LiveNumbers,
+    /// What clients sent and received.
+    traffic: Counted,
     channels: u64,
     timers: u64,
     index_memory: u64,
@@ -212,6 +208,15 @@ impl Sources {
             numbers.in_flight = as_u64(core.desk.in_flight());
             numbers.polls = as_u64(core.desk.waiting_polls());
             numbers.reading = as_u64(core.desk.readers.waiting_events());
+            let (state, live) = (&core.state, gateway.live());
+            numbers.traffic = gateway.traffic().read(|of, channel| match of {
+                Of::Queues => state.channel(Kind::Queue, channel).is_some(),
+                Of::EventsStore => state.channel(Kind::EventsStore, channel).is_some(),
+                Of::Events => live.counts(Pattern::Events, channel),
+                Of::Commands => live.counts(Pattern::Commands, channel),
+                Of::Queries => live.counts(Pattern::Queries, channel),
+                Of::Responses => true,
+            });
         });
         for (queue, age) in self.ages.read(gateway).await {
             if let Some(numbers) = numbers.queues.get_mut(&queue) {
@@ -278,7 +283,6 @@ impl Numbers {
                     None => all.entry(name.to_owned()).or_default(),
                 };
                 numbers.add(channel.totals(), channel.waiting(), channel.waiting_bytes());
-                numbers.last_activity = numbers.last_activity.max(channel.last_activity());
                 if kind == Kind::EventsStore {
                     numbers.readers += as_u64(readers(channel.name()));
                 }
@@ -290,7 +294,8 @@ impl Numbers {
     }
 
     fn families(&self, host: &str) -> Vec<MetricFamily> {
-        let mut families = self.message_families(host);
+        let mut families = traffic::families(&self.traffic, host);
+        families.extend(self.message_families(host));
         self.live.add_to(&mut families, host);
         self.add_refused(&mut families, host);
         families.extend(self.queue_families(host));
@@ -391,23 +396,7 @@ impl Numbers {
 
     fn message_families(&self, host: &str) -> Vec<MetricFamily> {
         type Read = fn(&ChannelNumbers) -> u64;
-        let rows: [(&str, &str, MetricType, &str, Read); 11] = [
-            (
-                "kubemq_messages_count",
-                "counts messages per node,type,side,channel: stored on the side send, settled or read on the side receive",
-                MetricType::COUNTER,
-                "send",
-                |numbers| numbers.totals.sent,
-            ),
-            ("kubemq_messages_count", "", MetricType::COUNTER, "receive", ChannelNumbers::received),
-            (
-                "kubemq_messages_volume",
-                "sum volume per node,type,side,channel",
-                MetricType::COUNTER,
-                "send",
-                |numbers| numbers.totals.sent_bytes,
-            ),
-            ("kubemq_messages_volume", "", MetricType::COUNTER, "receive", |numbers| numbers.totals.settled_bytes),
+        let rows: [(&str, &str, MetricType, &str, Read); 6] = [
             (
                 "kubemq_messages_expired",
                 "counts how many messages are expired per node,type,side,channel",
@@ -428,13 +417,6 @@ impl Numbers {
                 MetricType::GAUGE,
                 "send",
                 |numbers| numbers.waiting,
-            ),
-            (
-                "kubemq_messages_last_seen",
-                "time of last seen message per node,type,side,channel, in milliseconds since the Unix epoch",
-                MetricType::GAUGE,
-                "send",
-                |numbers| numbers.last_activity / 1_000_000,
             ),
             (
                 "kubemq_dead_letter_total",
@@ -480,21 +462,12 @@ impl Numbers {
 impl ChannelNumbers {
     fn add(&mut self, totals: &Totals, waiting: u64, waiting_bytes: u64) {
         let sum = &mut self.totals;
-        sum.sent += totals.sent;
-        sum.sent_bytes += totals.sent_bytes;
-        sum.settled += totals.settled;
-        sum.settled_bytes += totals.settled_bytes;
         sum.expired += totals.expired;
         sum.dead_lettered += totals.dead_lettered;
         sum.redelivered += totals.redelivered;
         sum.delayed += totals.delayed;
         self.waiting += waiting;
         self.waiting_bytes += waiting_bytes;
-    }
-
-    /// What left for a dead-letter channel was not received.
-    fn received(&self) -> u64 {
-        self.totals.settled.saturating_sub(self.totals.dead_lettered)
     }
 }
 
@@ -505,15 +478,27 @@ fn as_u64(number: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::traffic::{Counts, Side};
     use std::collections::BTreeSet;
 
     fn sample() -> Numbers {
-        let totals = Totals { sent: 7, settled: 4, dead_lettered: 1, delayed: 2, ..Totals::default() };
+        let totals = Totals { dead_lettered: 1, delayed: 2, ..Totals::default() };
+        let row = |side, messages| {
+            let counts = Counts { messages, bytes: 10, errors: 1, last_seen: 5_000_000 };
+            ((Of::Queues, side, "orders".into(), "me".into()), counts)
+        };
+        let asked = Counts { messages: 2, bytes: 10, errors: 1, last_seen: 5_000_000 };
         let orders = ChannelNumbers { totals, waiting: 3, waiting_bytes: 99, ..ChannelNumbers::default() };
         let read = ChannelNumbers { readers: 2, ..orders };
         let mut numbers = Numbers {
             queues: [("orders".to_owned(), orders)].into(),
             events_store: [("log".to_owned(), read)].into(),
+            traffic: [
+                row(Side::Send, 7),
+                row(Side::Receive, 3),
+                ((Of::Commands, Side::Send, "c".into(), "".into()), asked),
+            ]
+            .into(),
             ..Numbers::default()
         };
         numbers.log.fdatasync_latency[7] = 2;
@@ -529,12 +514,19 @@ mod tests {
     #[test]
     fn numbers_appear_under_their_names_and_labels() {
         let text = render(&sample());
-        let queue = |name: &str, side: &str| {
-            format!("{name}{{node=\"node-a\",client_id=\"\",type=\"queues\",side=\"{side}\",channel=\"orders\"}}")
+        let labelled = |name: &str, client: &str, side: &str| {
+            format!(
+                "{name}{{node=\"node-a\",client_id=\"{client}\",type=\"queues\",side=\"{side}\",channel=\"orders\"}}"
+            )
         };
+        let queue = |name: &str, side: &str| labelled(name, "", side);
+        let of_client = |name: &str, side: &str| labelled(name, "me", side);
         for line in [
-            format!("{} 7", queue("kubemq_messages_count", "send")),
-            format!("{} 3", queue("kubemq_messages_count", "receive")),
+            format!("{} 7", of_client("kubemq_messages_count", "send")),
+            format!("{} 3", of_client("kubemq_messages_count", "receive")),
+            format!("{} 10", of_client("kubemq_messages_volume", "send")),
+            format!("{} 5", of_client("kubemq_messages_last_seen", "send")),
+            "kubemq_errors_count{node=\"node-a\",client_id=\"\",type=\"commands\",side=\"send\",channel=\"c\"} 1".to_owned(),
             format!("{} 2", queue("kubemq_messages_delayed", "send")),
             format!("{} 3", queue("kubemq_messages_pending", "send")),
             format!("{} 1", queue("kubemq_dead_letter_total", "receive")),

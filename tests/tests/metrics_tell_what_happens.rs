@@ -7,12 +7,13 @@ use std::time::Duration;
 use kubemq_proto::kubemq::request::RequestType;
 use kubemq_proto::kubemq::subscribe::SubscribeType;
 use kubemq_proto::kubemq::{
-    QueueMessagePolicy, QueuesDownstreamRequestType, QueuesUpstreamRequest, Request, StreamQueueMessagesRequest,
-    StreamRequestType,
+    Event, QueueMessage, QueueMessagePolicy, QueuesDownstreamRequest, QueuesDownstreamRequestType,
+    QueuesUpstreamRequest, ReceiveQueueMessagesRequest, Request, Response, StreamQueueMessagesRequest,
+    StreamRequestType, Subscribe,
 };
-use kubemq_tests::client::{attributes, get, message, message_with, old, old_receive, settle};
+use kubemq_tests::client::{attributes, get, message, message_with, old, old_receive, receive_request, settle};
 use kubemq_tests::http::http_get;
-use kubemq_tests::live::{event, executed, request};
+use kubemq_tests::live::{event, executed, request, subscribe};
 use kubemq_tests::process::Options;
 use kubemq_tests::stored::{from_first, stored};
 use kubemq_tests::wait::SOON;
@@ -370,4 +371,132 @@ async fn each_number_stands_there_and_moves() {
     let moved = |name: &String| watch.moved.contains(name) || watch.moved.contains(&format!("{name}_count"));
     let untouched: Vec<_> = shown.iter().filter(|name| !moved(name) && !STILL.contains(&name.as_str())).collect();
     assert!(untouched.is_empty(), "nothing here moves {untouched:?}");
+}
+
+/// Waits until the messages of a client, on one side of one channel, are so many; all five labels are named.
+async fn counted(server: &Server, name: &str, [client, kind, side, channel]: [&str; 4], messages: f64) {
+    let labels = format!("client_id=\"{client}\",type=\"{kind}\",side=\"{side}\",channel=\"{channel}\"}}");
+    let mut last = 0.0;
+    let what = format!("{messages} of {name} {labels}");
+    wait_until(&what, SOON, async || {
+        last = Scrape::of(server).sum(name, &["{node=\"", &labels]);
+        (last == messages).then_some(())
+    })
+    .await;
+}
+
+async fn queue_messages(client: &Client, from: &str, channel: &str, count: usize) {
+    let by = |message: QueueMessage| QueueMessage { client_id: from.into(), ..message };
+    let answer = client.batch((0..count).map(|_| by(message(channel, "x")))).await;
+    assert!(!answer.have_errors);
+}
+
+#[tokio::test]
+async fn what_each_client_sends_and_receives_is_counted() {
+    let server = Server::start().await;
+    let client = Client::connect(&server.grpc()).await;
+    const COUNT: &str = "kubemq_messages_count";
+
+    queue_messages(&client, "batch", "l.q", 3).await;
+    assert!(!client.send(QueueMessage { client_id: "alone".into(), ..message("l.q", "x") }).await.is_error);
+    let messages = ["up", "up", "up too"].map(|from| QueueMessage { client_id: from.into(), ..message("l.q", "x") });
+    let mut upstream = client.upstream().await;
+    let request = QueuesUpstreamRequest { request_id: "r".into(), messages: messages.into() };
+    assert!(!upstream.ask(request).await.is_error);
+    for (from, messages) in [("batch", 3.0), ("alone", 1.0), ("up", 2.0), ("up too", 1.0)] {
+        counted(&server, COUNT, [from, "queues", "send", "l.q"], messages).await;
+    }
+    let receive = ReceiveQueueMessagesRequest { client_id: "receiver".into(), ..receive_request("l.q", 2, 5) };
+    assert_eq!(
+        client.receive_with(ReceiveQueueMessagesRequest { is_peak: true, ..receive.clone() }).await.messages_received,
+        2
+    );
+    assert_eq!(client.receive_with(receive).await.messages_received, 2);
+    let mut downstream = client.downstream().await;
+    for (to, auto_ack) in [("down", false), ("auto", true)] {
+        let get = QueuesDownstreamRequest { client_id: to.into(), auto_ack, ..get("l.q", 1, 5_000) };
+        assert_eq!(downstream.get(get).await.messages.len(), 1);
+    }
+    let old_receive = StreamQueueMessagesRequest { client_id: "old".into(), ..old_receive("l.q", 60, 5) };
+    assert!(client.stream().await.ask(old_receive).await.message.is_some());
+    for (to, messages) in [("receiver", 2.0), ("down", 1.0), ("auto", 1.0), ("old", 1.0)] {
+        counted(&server, COUNT, [to, "queues", "receive", "l.q"], messages).await;
+    }
+
+    let by = |from: &str, event: Event| Event { client_id: from.into(), ..event };
+    assert!(client.store_event(by("one", stored("l.s", "x"))).await.sent);
+    let mut stream = client.try_publish().await.unwrap();
+    for _ in 0..2 {
+        stream.send(by("many", stored("l.s", "x"))).await;
+        assert!(stream.next().await.sent);
+    }
+    let mut reading = client.read(from_first("l.s", "reader")).await;
+    assert_eq!(reading.sequences(3).await.len(), 3);
+    counted(&server, COUNT, ["one", "events_store", "send", "l.s"], 1.0).await;
+    counted(&server, COUNT, ["many", "events_store", "send", "l.s"], 2.0).await;
+    counted(&server, COUNT, ["reader", "events_store", "receive", "l.s"], 3.0).await;
+
+    // S97: three events, two subscribers.
+    let by_client = |client: &str, kind| Subscribe { client_id: client.into(), ..subscribe(kind, "l.e", "") };
+    let mut first = client.try_events(by_client("first", SubscribeType::Events)).await.unwrap();
+    let mut second = client.try_events(by_client("second", SubscribeType::Events)).await.unwrap();
+    let stream = client.events_stream().await;
+    for from in ["publisher", "publisher", "another"] {
+        stream.send(by(from, event("l.e", "x"))).await;
+    }
+    first.take(3).await;
+    second.take(3).await;
+    for (from, messages) in [("publisher", 2.0), ("another", 1.0)] {
+        counted(&server, COUNT, [from, "events", "send", "l.e"], messages).await;
+    }
+    for to in ["first", "second"] {
+        counted(&server, COUNT, [to, "events", "receive", "l.e"], 3.0).await;
+    }
+
+    let answer = |request: &Request| Response { client_id: "answers".into(), ..executed(request) };
+    let _responder = client.respond(SubscribeType::Queries, "l.y", "", move |request| answer(&request)).await;
+    let ask = |channel| Request { client_id: "asks".into(), ..request_of(channel) };
+    client.ask(ask("l.y")).await.unwrap();
+    assert!(client.ask(ask("l.nobody")).await.is_err());
+    counted(&server, COUNT, ["asks", "queries", "send", "l.y"], 1.0).await;
+    counted(&server, COUNT, ["answers", "responses", "send", ""], 1.0).await;
+    counted(&server, "kubemq_errors_count", ["asks", "queries", "send", "l.nobody"], 1.0).await;
+    counted(&server, "kubemq_errors_count", ["asks", "queries", "send", "l.y"], 0.0).await;
+}
+
+fn request_of(channel: &str) -> Request {
+    request(RequestType::Query, channel, "b", 500)
+}
+
+#[tokio::test]
+async fn so_many_clients_are_named_and_the_others_summed_up() {
+    let count = "kubemq_messages_count";
+    let labels = |most: &str| Options {
+        arguments: vec!["--set".to_owned(), format!("metrics.clientLabels={most}")],
+        ..Options::default()
+    };
+    let server = Server::start_with(labels("3")).await;
+    let client = Client::connect(&server.grpc()).await;
+    for from in ["a", "b", "a", "c", "d", "e"] {
+        queue_messages(&client, from, "b.q", 2).await;
+    }
+    queue_messages(&client, "a", "b.r", 1).await;
+    for (client, channel, messages) in
+        [("a", "b.q", 4.0), ("b", "b.q", 2.0), ("c", "b.q", 2.0), ("_other", "b.q", 4.0), ("_other", "b.r", 1.0)]
+    {
+        counted(&server, count, [client, "queues", "send", channel], messages).await;
+    }
+    let scrape = Scrape::of(&server);
+    let [used, limit] =
+        ["used", "limit"].map(|what| scrape.sum(&format!("kubemq_buffer_{what}"), &["buffer=\"client_labels\""]));
+    assert_eq!((used, limit), (3.0, 3.0));
+    drop(server);
+
+    let server = Server::start_with(labels("0")).await;
+    let client = Client::connect(&server.grpc()).await;
+    for from in ["a", "b"] {
+        queue_messages(&client, from, "b.q", 2).await;
+    }
+    counted(&server, count, ["", "queues", "send", "b.q"], 4.0).await;
+    assert!(!Scrape::of(&server).0.keys().any(|key| key.contains("client_id=\"a\"") || key.contains("_other")));
 }

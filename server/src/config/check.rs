@@ -125,6 +125,7 @@ impl Checked {
             pending_requests: self.size(&keys::PENDING_REQUESTS),
             cache_bytes: self.size(&keys::QUERY_CACHE),
             cache_life: Duration::from_secs(self.number(&keys::QUERY_CACHE_LIFE)),
+            named_clients: self.size(&keys::CLIENT_LABELS),
         }
     }
 

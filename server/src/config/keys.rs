@@ -294,6 +294,18 @@ pub static API_BIND: Key = Key {
     since: "0.1",
 };
 
+/// Clients that the metrics name.
+pub static CLIENT_LABELS: Key = Key {
+    name: "metrics.clientLabels",
+    aliases: &[],
+    env: &["METRICS_CLIENT_LABELS"],
+    kind: Kind::Number { min: 0, max: 100_000, unit: "clients" },
+    default: "1000",
+    doc: "Clients that /metrics names as client_id, each counted once for each channel and direction. What other clients \
+          send and receive is summed up under _other. 0: client_id is always empty.",
+    since: "0.1",
+};
+
 /// How much is logged.
 pub static LOG_LEVEL: Key = Key {
     name: "log.level",
@@ -539,6 +551,7 @@ pub static KEYS: &[&Key] = &[
     &GRPC_BODY,
     &API_PORT,
     &API_BIND,
+    &CLIENT_LABELS,
     &LOG_LEVEL,
     &LOG_FORMAT,
     &QUEUE_MESSAGES,

@@ -23,7 +23,7 @@ use kubemq_proto::{id, validate};
 use kubemq_runtime::sync::mpsc;
 use kubemq_runtime::{Instant, OnFailure};
 
-use super::receive::{Client, to_wire};
+use super::receive::{Client, to_wire, volume};
 use super::stream::{Ended, Exchange, Outlet, Stop};
 use super::transactions::{Did, Own, Settling, Transactions};
 use super::{Gateway, Held, Take, Unavailable};
@@ -298,7 +298,7 @@ async fn front(settling: &mut VecDeque<(Settling, Response, Instant)>) -> Result
 
 async fn carry_out(gateway: Gateway, get: Get) -> Got {
     let Get { answer, client_id, auto_ack, take, began } = get;
-    match take_messages(&gateway, take, auto_ack).await {
+    match take_messages(&gateway, take, auto_ack, &client_id).await {
         Ok((messages, held)) => Got { answer: Response { messages, ..answer }, client_id, held, began },
         Err(unavailable) => Got { answer: refused(answer, &unavailable.refusal()), client_id, held: None, began },
     }
@@ -307,7 +307,7 @@ async fn carry_out(gateway: Gateway, get: Get) -> Got {
 type Taken = (Vec<kubemq_proto::kubemq::QueueMessage>, Option<Held>);
 
 /// Takes messages; also settles them when the client will not. Dropped before that, it gives everything back.
-async fn take_messages(gateway: &Gateway, take: Take, auto_ack: bool) -> Result<Taken, Unavailable> {
+async fn take_messages(gateway: &Gateway, take: Take, auto_ack: bool, client_id: &str) -> Result<Taken, Unavailable> {
     let mut held = gateway.take(take).await?;
     let deliveries = std::mem::take(&mut held.deliveries);
     if deliveries.is_empty() {
@@ -315,15 +315,20 @@ async fn take_messages(gateway: &Gateway, take: Take, auto_ack: bool) -> Result<
     }
     let sequences: Vec<u64> =
         if auto_ack { deliveries.iter().map(|delivery| delivery.sequence).collect() } else { Vec::new() };
+    let volume = volume(&deliveries);
     let messages = to_wire(held.channel(), deliveries)?;
     if auto_ack {
         return match held.ack(&sequences).await {
-            Ok(_) => Ok((messages, None)),
+            Ok(_) => {
+                gateway.count_received(held.channel(), client_id, volume);
+                Ok((messages, None))
+            }
             // They are still there, for whoever polls under the next leader.
             Err(Unavailable::NotLeader) => Ok((Vec::new(), None)),
             Err(error) => Err(error),
         };
     }
+    gateway.count_received(held.channel(), client_id, volume);
     Ok((messages, Some(held)))
 }
 

@@ -45,6 +45,7 @@ use crate::index_memory::IndexMemory;
 use crate::live::Live;
 use crate::metrics::Latency;
 use crate::scrub::Scrubber;
+use crate::traffic::Traffic;
 
 use self::retention::Retention;
 
@@ -256,6 +257,11 @@ impl Gateway {
     /// Returns how many operations wait to be sent to the leader and their bytes, each with its bound.
     pub(crate) fn outbox_fill(&self) -> [(usize, usize); 2] {
         self.0.outbox.fill()
+    }
+
+    /// Returns what clients sent and received.
+    pub(crate) fn traffic(&self) -> &Traffic {
+        self.0.live.traffic()
     }
 
     /// Returns what is counted here.

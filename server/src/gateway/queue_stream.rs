@@ -18,7 +18,7 @@ use kubemq_proto::{id, kubemq};
 use kubemq_runtime::sync::mpsc;
 use kubemq_runtime::{Instant, OnFailure};
 
-use super::receive::to_wire;
+use super::receive::{to_wire, volume};
 use super::stream::{Ended, Exchange, Outlet, Stop};
 use super::{Gateway, Held, Submitted, Take, Unavailable};
 
@@ -76,7 +76,13 @@ enum State {
     /// Nothing was asked for.
     Idle,
     /// A message is awaited.
-    Waiting { ids: Ids, visibility: Duration, began: Instant, taken: BoxFuture<'static, Result<Held, Unavailable>> },
+    Waiting {
+        ids: Ids,
+        client_id: String,
+        visibility: Duration,
+        began: Instant,
+        taken: BoxFuture<'static, Result<Held, Unavailable>>,
+    },
     /// A message is held.
     Active { ids: Ids, held: Held, sequence: u64 },
     /// The exchange is complete.
@@ -140,7 +146,7 @@ impl QueueStream {
         };
         match step {
             StreamStep::Receive { visibility, wait } => {
-                self.receive(ids, request.channel, visibility, (began, wait)).await
+                self.receive(ids, (request.client_id, request.channel), visibility, (began, wait)).await
             }
             StreamStep::ModifyVisibility(visibility) => {
                 self.start_timer(visibility);
@@ -168,7 +174,7 @@ impl QueueStream {
     async fn receive(
         &mut self,
         ids: Ids,
-        channel: String,
+        (client_id, channel): (String, String),
         visibility: Duration,
         (began, wait): (Instant, Duration),
     ) -> Step {
@@ -179,13 +185,14 @@ impl QueueStream {
             return self.refuse(ids, &refusal).await;
         }
         let taken = Box::pin(take_one(self.gateway.clone(), channel, began + wait));
-        self.state = State::Waiting { ids, visibility, began, taken };
+        self.state = State::Waiting { ids, client_id, visibility, began, taken };
         Ok(())
     }
 
     /// The awaited message came, or the wait is over.
     async fn received(&mut self, taken: Result<Held, Unavailable>) -> Step {
-        let State::Waiting { ids, visibility, began, .. } = std::mem::replace(&mut self.state, State::Over) else {
+        let State::Waiting { ids, client_id, visibility, began, .. } = std::mem::replace(&mut self.state, State::Over)
+        else {
             return Ok(());
         };
         self.durations.gets.observe(self.now().since(began));
@@ -197,10 +204,12 @@ impl QueueStream {
             return self.end(ids, Some(&Refusal::WaitExpired)).await;
         };
         let sequence = delivery.sequence;
+        let volume = volume(std::slice::from_ref(&delivery));
         let message = match to_wire(held.channel(), vec![delivery]) {
             Ok(mut messages) => messages.pop(),
             Err(unavailable) => return self.end(ids, Some(&unavailable.refusal())).await,
         };
+        self.gateway.count_received(held.channel(), &client_id, volume);
         self.state = State::Active { ids: ids.clone(), held, sequence };
         self.start_timer(visibility);
         self.outlet.send(StreamQueueMessagesResponse { message, ..response(ids) }).await

@@ -13,6 +13,7 @@ use kubemq_proto::{id, validate};
 
 use super::stream::Stop;
 use super::{Delivery, Gateway, Held, Peeked, Take, Unavailable};
+use crate::traffic::{Of, Side};
 
 /// What an answer may hold for a client whose library refuses more than 4 MB: what it cannot read would be
 /// lost when it is settled already.
@@ -75,10 +76,11 @@ impl Gateway {
             Some(Waited::Held(mut held)) => {
                 let deliveries = std::mem::take(&mut held.deliveries);
                 let sequences: Vec<u64> = deliveries.iter().map(|delivery| delivery.sequence).collect();
+                let volume = volume(&deliveries);
                 let mut messages = to_wire(&channel, deliveries)?;
                 if !sequences.is_empty() {
                     match held.ack(&sequences).await {
-                        Ok(_) => {}
+                        Ok(_) => self.count_received(&channel, &request.client_id, volume),
                         // They are still there, for whoever polls under the next leader.
                         Err(Unavailable::NotLeader) => messages.clear(),
                         Err(error) => return Err(error),
@@ -125,11 +127,24 @@ impl Gateway {
         Ok(response)
     }
 
+    /// Counts messages and bytes that `client` is handed. Peeks are not counted.
+    pub(super) fn count_received(&self, channel: &str, client: &str, (messages, bytes): (u64, u64)) {
+        if messages > 0 {
+            let row = self.traffic().of(Of::Queues, Side::Receive, channel, client);
+            row.add(messages, bytes, self.runtime().clock.wall());
+        }
+    }
+
     /// Returns how many bytes an answer may hold whose messages are settled before it is sent.
     pub(super) fn answer_bytes(&self, client: Client) -> u64 {
         let most = self.limits().max_answer_bytes;
         if client.small_answers { most.min(SMALL_ANSWER_BYTES) } else { most }
     }
+}
+
+/// Returns how many messages there are, and their bytes.
+pub(super) fn volume(deliveries: &[Delivery]) -> (u64, u64) {
+    (deliveries.len() as u64, deliveries.iter().map(|delivery| delivery.message.len() as u64).sum())
 }
 
 /// Returns deliveries as clients see them.

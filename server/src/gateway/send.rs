@@ -17,6 +17,7 @@ use kubemq_runtime::Random;
 use prost::Message as _;
 
 use super::{Gateway, LEAD_RETRY, Sender, Unavailable, WAIT_FOR_LEADER};
+use crate::traffic::{Of, Sent, Traffic};
 
 /// Bytes that small messages share, so that most of them need no allocation of their own.
 const SHARED_BYTES: usize = 64 * 1024;
@@ -57,7 +58,7 @@ impl Gateway {
         let mut publishes = Publishes { refusal: self.refuses_to_store(), ..Publishes::default() };
         let mut buffer = BytesMut::new();
         for message in messages {
-            publishes.add(message, self.limits(), &self.runtime().random, &mut buffer);
+            publishes.add(message, (self.limits(), self.traffic()), &self.runtime().random, &mut buffer);
         }
         if !publishes.operations.is_empty() {
             self.room().await;
@@ -101,6 +102,7 @@ pub(super) struct Publishes {
     /// One per message, in order; complete once settled.
     pub(super) results: Vec<SendQueueMessageResult>,
     waiting: Vec<Waiting>,
+    sent: Sent,
     /// Why nothing can be stored now.
     pub(super) refusal: Option<Refusal>,
 }
@@ -116,7 +118,7 @@ impl Publishes {
     pub(super) fn add(
         &mut self,
         mut message: QueueMessage,
-        limits: &QueueLimits,
+        (limits, traffic): (&QueueLimits, &Traffic),
         random: &Random,
         buffer: &mut BytesMut,
     ) {
@@ -139,13 +141,16 @@ impl Publishes {
             self.results.push(refused(message.message_id, &Refusal::QueueName));
             return;
         };
-        self.operations.push(encode(&message, &name, delay, expiration, buffer));
+        let bytes = message.encoded_len();
+        self.sent.add(traffic, Of::Queues, (name.as_str(), &message.client_id), bytes);
+        self.operations.push(encode((&message, bytes), &name, (delay, expiration), buffer));
         self.waiting.push(Waiting { result: self.results.len(), expiration });
         self.results.push(SendQueueMessageResult { message_id: message.message_id, ..Default::default() });
     }
 
     /// Fills in what became of the operations.
     pub(super) fn settle(&mut self, outcomes: &[Outcome]) {
+        self.sent.settle(outcomes);
         for (position, waiting) in std::mem::take(&mut self.waiting).into_iter().enumerate() {
             let Some(result) = self.results.get_mut(waiting.result) else { continue };
             match outcomes.get(position) {
@@ -174,9 +179,14 @@ impl Publishes {
     }
 }
 
-fn encode(message: &QueueMessage, name: &Name, delay: Duration, expiration: Duration, shared: &mut BytesMut) -> Bytes {
+fn encode(
+    (message, bytes): (&QueueMessage, usize),
+    name: &Name,
+    (delay, expiration): (Duration, Duration),
+    shared: &mut BytesMut,
+) -> Bytes {
     let (delay, expiration) = (millis(delay), millis(expiration));
-    encode_publish(name, message.encoded_len(), shared, |out| {
+    encode_publish(name, bytes, shared, |out| {
         publish_head(out, Kind::Queue, name, delay, expiration);
         message.encode_raw(out);
     })
@@ -256,7 +266,7 @@ mod tests {
         let mut publishes = Publishes::default();
         let mut buffer = BytesMut::new();
         for message in messages {
-            publishes.add(message, &limits, &random, &mut buffer);
+            publishes.add(message, (&limits, &Traffic::new(10)), &random, &mut buffer);
         }
         publishes
     }

@@ -9,6 +9,7 @@ use prost::Message as _;
 
 use super::events::failed;
 use super::{Gateway, Numbers, Sender, Unavailable, send};
+use crate::traffic::{Of, Sent};
 
 impl Gateway {
     /// Stores one event. What is wrong with it stands in the result, and so does an outcome that did not become known.
@@ -40,13 +41,14 @@ pub(super) struct Stored {
     pub(super) results: Vec<EventResult>,
     /// The place among the results of each operation.
     waiting: Vec<usize>,
+    sent: Sent,
 }
 
 impl Stored {
     /// Returns what to submit for a valid event that has an id; nothing when it is refused.
     pub(super) fn add(&mut self, gateway: &Gateway, event: Event, buffer: &mut BytesMut) -> Option<Bytes> {
         let event_id = event.event_id.clone();
-        match encode(gateway, event, buffer) {
+        match encode(gateway, event, buffer, &mut self.sent) {
             Ok(operation) => {
                 self.waiting.push(self.results.len());
                 self.results.push(EventResult { event_id, sent: true, ..EventResult::default() });
@@ -67,6 +69,7 @@ impl Stored {
             _ => Refusal::PublishTimeout,
         };
         let outcomes = outcomes.unwrap_or_default();
+        self.sent.settle(&outcomes);
         let mut refused = 0;
         for (position, place) in std::mem::take(&mut self.waiting).into_iter().enumerate() {
             let Some(result) = self.results.get_mut(place) else { continue };
@@ -83,13 +86,14 @@ impl Stored {
 }
 
 /// Returns the operation that stores a valid event.
-fn encode(gateway: &Gateway, event: Event, buffer: &mut BytesMut) -> Result<Bytes, Refusal> {
+fn encode(gateway: &Gateway, event: Event, buffer: &mut BytesMut, sent: &mut Sent) -> Result<Bytes, Refusal> {
     subscribe::storable_event(&event, gateway.limits().max_message_bytes)?;
     if let Some(refusal) = gateway.refuses_to_store() {
         return Err(refusal);
     }
     let name = Name::new(&event.channel).map_err(|_| Refusal::PublishName)?;
     let bytes = event.encoded_len();
+    sent.add(gateway.traffic(), Of::EventsStore, (&event.channel, &event.client_id), bytes);
     Ok(send::encode_publish(&name, bytes, buffer, |out| {
         publish_head(out, Kind::EventsStore, &name, 0, 0);
         frame::store_event(event, out);

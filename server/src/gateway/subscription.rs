@@ -21,6 +21,7 @@ use kubemq_storage::log::Log;
 use super::{Gateway, Unavailable, send};
 use crate::damage::{Damage, Place, Unreadable};
 use crate::desk::{Leave, Member, ReaderKey, StoredEvent, Want};
+use crate::traffic::{Of, Row, Side};
 
 /// What a subscription asks for at a time.
 const WANT: Want = Want { events: 1024, bytes: 512 * 1024 };
@@ -89,6 +90,7 @@ impl Gateway {
         match outcomes?.first() {
             Some(Outcome::Opened { channel, after }) => {
                 let member = announced.join(*channel, *after).ok_or(Unavailable::Unknown)?;
+                let row = self.traffic().of(Of::EventsStore, Side::Receive, &subscribe.channel, &subscribe.client_id);
                 Ok(Ok(StoredSubscription {
                     gateway: self.clone(),
                     key,
@@ -97,6 +99,8 @@ impl Gateway {
                     reading: None,
                     lags: false,
                     left: 0,
+                    row,
+                    uncounted: (0, 0),
                 }))
             }
             Some(Outcome::Refused(reason)) => Ok(Err(send::refusal(*reason))),
@@ -236,6 +240,9 @@ pub struct StoredSubscription {
     lags: bool,
     /// Events that waited for the connection when it last took one.
     left: usize,
+    /// Where is counted what the client received, and the events and bytes that are not counted there yet.
+    row: Arc<Row>,
+    uncounted: (u64, u64),
 }
 
 impl StoredSubscription {
@@ -259,16 +266,25 @@ impl StoredSubscription {
                 self.left = left;
                 let StoredEvent { sequence, time, event } = event;
                 let Some(event) = event else { continue };
-                return Poll::Ready(Ok(Frame::stored_event(&self.key.channel, time, sequence, event)));
+                let frame = Frame::stored_event(&self.key.channel, time, sequence, event);
+                self.uncounted = (self.uncounted.0 + 1, self.uncounted.1 + frame.len() as u64);
+                return Poll::Ready(Ok(frame));
             }
             if std::mem::take(&mut self.left) >= READ_AHEAD {
                 // They were given back meanwhile.
                 continue;
             }
+            self.count();
             if self.reading.is_some() || !self.fetch(cx.waker()) {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Counts what the connection took: now and then, not for each event.
+    fn count(&mut self) {
+        let (events, bytes) = std::mem::take(&mut self.uncounted);
+        self.row.add(events, bytes, self.gateway.runtime().clock.wall());
     }
 
     /// Gets the next events from memory, or begins to read them. Returns whether there are any; if not, `waker` is
@@ -308,6 +324,7 @@ impl StoredSubscription {
 
 impl Drop for StoredSubscription {
     fn drop(&mut self) {
+        self.count();
         let leave = if self.connection.is_lost() { Leave::Lost } else { Leave::Clean };
         let note = self.gateway.with_core(|core| core.leave_reader(&self.key, &self.member, leave));
         if let Some(note) = note {

@@ -70,7 +70,7 @@ impl Publishing for Upstream {
             refusal = Some(Refusal::NoMessages);
         }
         for message in request.messages {
-            let (limits, random) = (self.gateway.limits(), &self.gateway.runtime().random);
+            let (limits, random) = ((self.gateway.limits(), self.gateway.traffic()), &self.gateway.runtime().random);
             publishes.refusal = self.gateway.refuses_to_store();
             publishes.add(message, limits, random, &mut self.buffer);
         }

@@ -122,6 +122,10 @@ impl Inbox {
         Self { owner, most, budget, waiting: Mutex::default() }
     }
 
+    pub(super) fn client(&self) -> &str {
+        &self.owner.client
+    }
+
     pub(super) fn group(&self) -> &str {
         &self.owner.group
     }

@@ -27,8 +27,9 @@ use self::routes::{Route, Routes};
 
 pub use self::numbers::{Counted, OTHERS};
 pub use self::routes::Subscription;
+use crate::traffic::{Of, Row, Side, Traffic};
 
-/// Bounds of what is not stored.
+/// Bounds of what is not stored: messages, answers and counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes that may wait for one subscriber, each message with 128 bytes of overhead.
@@ -41,6 +42,8 @@ pub struct Limits {
     pub cache_bytes: usize,
     /// The longest life of such an answer.
     pub cache_life: Duration,
+    /// Clients that are counted by name, each once for each channel and direction; none for zero.
+    pub named_clients: usize,
 }
 
 impl Default for Limits {
@@ -51,6 +54,7 @@ impl Default for Limits {
             pending_requests: 64 * 1024,
             cache_bytes: 64 * 1024 * 1024,
             cache_life: Duration::from_secs(24 * 3600),
+            named_clients: 1_000,
         }
     }
 }
@@ -77,6 +81,14 @@ impl Pattern {
             Self::Events => "events",
             Self::Commands => "commands",
             Self::Queries => "queries",
+        }
+    }
+
+    fn counted_as(self) -> Of {
+        match self {
+            Self::Events => Of::Events,
+            Self::Commands => Of::Commands,
+            Self::Queries => Of::Queries,
         }
     }
 }
@@ -111,6 +123,7 @@ struct Inner {
     budget: Arc<Budget>,
     pending: Arc<Pending>,
     cache: Cache,
+    traffic: Traffic,
 }
 
 impl Live {
@@ -118,11 +131,14 @@ impl Live {
     #[must_use]
     pub fn new(runtime: &Runtime, limits: Limits) -> Self {
         let budget = Budget::new(limits.subscribers_bytes);
+        let traffic = Traffic::new(limits.named_clients);
+        let routes = |pattern: Pattern| Routes::new(runtime, &budget, (&traffic, pattern.counted_as()));
         Self(Arc::new(Inner {
-            events: Routes::new(runtime, &budget),
-            commands: Routes::new(runtime, &budget),
-            queries: Routes::new(runtime, &budget),
-            budget,
+            events: routes(Pattern::Events),
+            commands: routes(Pattern::Commands),
+            queries: routes(Pattern::Queries),
+            traffic: traffic.clone(),
+            budget: Arc::clone(&budget),
             pending: Pending::new(limits.pending_requests),
             cache: Cache::new(limits.cache_bytes, limits.cache_life),
             runtime: runtime.clone(),
@@ -152,7 +168,7 @@ impl Live {
     /// Returns what events of one stream are sent through.
     #[must_use]
     pub fn publisher(&self) -> Publisher {
-        Publisher { live: self.clone(), last: None, frames: Vec::new(), bytes: 0 }
+        Publisher { live: self.clone(), last: None, sender: None, frames: Vec::new(), bytes: 0 }
     }
 
     /// Hands a checked `request` to its responders and waits for the first answer, for at most as long as the
@@ -162,20 +178,25 @@ impl Live {
     ///
     /// [`Unanswered`] says why there is none.
     pub async fn request(&self, pattern: Pattern, mut request: Request) -> Result<Response, Unanswered> {
-        let Inner { runtime, pending, .. } = &*self.0;
+        let Inner { runtime, pending, traffic, .. } = &*self.0;
         let deadline = runtime.clock.now() + Duration::from_millis(u64::try_from(request.timeout).unwrap_or(0));
         let mut waiting = pending.wait(&runtime.random).ok_or(Unanswered::TooMany)?;
         let route = self.routes(pattern).route(&request.channel);
         let bytes = u64::try_from(request.encoded_len()).unwrap_or(u64::MAX);
+        let sent = traffic.of(pattern.counted_as(), Side::Send, &request.channel, &request.client_id);
+        sent.add(1, bytes, runtime.clock.wall());
         waiting.token().clone_into(&mut request.reply_channel);
         route.deliver(&mut vec![Frame::request(request)], bytes, runtime);
         let Ok(Some(response)) = runtime.clock.timeout_at(deadline, waiting.answer()).await else {
-            route.numbers.failed();
+            sent.failed();
             return Err(Unanswered::TimedOut);
         };
-        route.numbers.answered(u64::try_from(response.encoded_len()).unwrap_or(u64::MAX));
+        // Who answers does not name the channel.
+        let answered = traffic.of(Of::Responses, Side::Send, "", &response.client_id);
+        answered.add(1, u64::try_from(response.encoded_len()).unwrap_or(u64::MAX), runtime.clock.wall());
+        route.numbers.answered();
         if !response.executed {
-            route.numbers.failed();
+            sent.failed();
         }
         Ok(response)
     }
@@ -207,6 +228,17 @@ impl Live {
     #[must_use]
     pub fn counted(&self, pattern: Pattern) -> Vec<(Box<str>, Counted)> {
         self.routes(pattern).numbers.read()
+    }
+
+    /// Returns whether `channel` is one of those for which it is counted by name.
+    #[must_use]
+    pub fn counts(&self, pattern: Pattern, channel: &str) -> bool {
+        self.routes(pattern).numbers.has(channel)
+    }
+
+    /// Returns what clients sent and received, stored messages included.
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.0.traffic
     }
 
     /// Forgets what was counted for a channel that nobody subscribes to.
@@ -250,6 +282,7 @@ pub enum Unanswered {
 pub struct Publisher {
     live: Live,
     last: Option<Last>,
+    sender: Option<Sender>,
     frames: Vec<Frame>,
     /// Of the events in `frames`, as they were sent.
     bytes: u64,
@@ -261,15 +294,34 @@ struct Last {
     route: Arc<Route>,
 }
 
+/// Who sent the last event, and what of it is not counted yet.
+struct Sender {
+    client: String,
+    row: Arc<Row>,
+    messages: u64,
+    bytes: u64,
+}
+
 impl Publisher {
     /// Takes a checked event. It is on its way at the next flush.
     pub fn send(&mut self, event: Event) {
         let is_same = self.last.as_ref().is_some_and(|last| last.channel == event.channel);
         if !is_same {
             self.flush();
+            self.sender = None;
             self.last = Some(self.look_up(event.channel.clone()));
         }
-        self.bytes += u64::try_from(event.encoded_len()).unwrap_or(u64::MAX);
+        let bytes = u64::try_from(event.encoded_len()).unwrap_or(u64::MAX);
+        self.bytes += bytes;
+        if self.sender.as_ref().is_none_or(|sender| sender.client != event.client_id) {
+            self.count_sent();
+            let row = self.live.traffic().of(Of::Events, Side::Send, &event.channel, &event.client_id);
+            self.sender = Some(Sender { client: event.client_id.clone(), row, messages: 0, bytes: 0 });
+        }
+        if let Some(sender) = &mut self.sender {
+            sender.messages += 1;
+            sender.bytes += bytes;
+        }
         self.frames.push(Frame::event(event));
     }
 
@@ -281,8 +333,15 @@ impl Publisher {
         Last { channel, version, route }
     }
 
+    fn count_sent(&mut self) {
+        if let Some(Sender { row, messages, bytes, .. }) = &mut self.sender {
+            row.add(std::mem::take(messages), std::mem::take(bytes), self.live.0.runtime.clock.wall());
+        }
+    }
+
     /// Hands over what was sent.
     pub fn flush(&mut self) {
+        self.count_sent();
         let Some(last) = self.last.take_if(|_| !self.frames.is_empty()) else { return };
         let is_good = last.version == self.live.routes(Pattern::Events).version();
         let last = if is_good { last } else { self.look_up(last.channel) };
@@ -372,7 +431,7 @@ mod tests {
         assert_eq!(live.request(Pattern::Queries, request(50)).await, Err(Unanswered::TooMany));
         assert_eq!(silent.await, Err(Unanswered::TimedOut));
         assert_eq!(live.totals().pending_requests, 0);
-        let counted = live.counted(Pattern::Queries);
-        assert_eq!((counted[0].1.sent, counted[0].1.errors), (1, 1));
+        let sent = live.traffic().read(|_, _| true).into_values().next().unwrap();
+        assert_eq!((live.counted(Pattern::Queries)[0].1.sent, sent.messages, sent.errors), (1, 1, 1));
     }
 }

@@ -26,8 +26,6 @@ pub(super) struct ChannelNumbers {
     delivered_bytes: AtomicU64,
     dropped: AtomicU64,
     responses: AtomicU64,
-    response_bytes: AtomicU64,
-    errors: AtomicU64,
     subscribers: AtomicU64,
     last_seen: AtomicU64,
 }
@@ -47,10 +45,6 @@ pub struct Counted {
     pub dropped: u64,
     /// Requests that were answered.
     pub responses: u64,
-    /// The bytes of the answers on the wire.
-    pub response_bytes: u64,
-    /// Requests that nobody answered in time or that were answered as not executed.
-    pub errors: u64,
     /// Subscriptions that name this channel or pattern.
     pub subscribers: u64,
     /// When something was sent here last, in nanoseconds since the Unix epoch.
@@ -66,8 +60,6 @@ impl Counted {
         self.delivered_bytes += other.delivered_bytes;
         self.dropped += other.dropped;
         self.responses += other.responses;
-        self.response_bytes += other.response_bytes;
-        self.errors += other.errors;
         self.subscribers += other.subscribers;
         self.last_seen = self.last_seen.max(other.last_seen);
     }
@@ -92,13 +84,8 @@ impl ChannelNumbers {
         }
     }
 
-    pub(super) fn answered(&self, bytes: u64) {
+    pub(super) fn answered(&self) {
         add(&self.responses, 1);
-        add(&self.response_bytes, bytes);
-    }
-
-    pub(super) fn failed(&self) {
-        add(&self.errors, 1);
     }
 
     pub(super) fn subscribed(&self) {
@@ -118,8 +105,6 @@ impl ChannelNumbers {
             delivered_bytes: read(&self.delivered_bytes),
             dropped: read(&self.dropped),
             responses: read(&self.responses),
-            response_bytes: read(&self.response_bytes),
-            errors: read(&self.errors),
             subscribers: read(&self.subscribers),
             last_seen: read(&self.last_seen),
         }
@@ -148,6 +133,11 @@ impl Numbers {
 
     /// Channels that are counted by name, at most.
     pub(super) const MOST_NAMED: usize = CHANNELS;
+
+    /// Returns whether `channel` is counted by name.
+    pub(super) fn has(&self, channel: &str) -> bool {
+        self.named.lock().contains_key(channel)
+    }
 
     /// Returns how many channels are counted by name.
     pub(super) fn named(&self) -> usize {

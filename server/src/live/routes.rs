@@ -11,12 +11,13 @@ use std::task::{Context, Poll};
 
 use kubemq_proto::frame::Frame;
 use kubemq_proto::validate::has_empty_token;
-use kubemq_runtime::{FixedHashMap, Random, Runtime};
+use kubemq_runtime::{FixedHashMap, Random, Runtime, UnixNanos};
 use parking_lot::RwLock;
 
 use super::inbox::{Budget, Given, Held, Inbox, Owner, Reader};
 use super::numbers::{ChannelNumbers, Numbers};
 use super::subjects::{Subjects, is_wide};
+use crate::traffic::{Of, Row, Side, Traffic};
 
 /// Routes of one generation: twice as many are kept.
 const ROUTES: usize = 8 * 1024;
@@ -29,6 +30,7 @@ pub(super) struct Routes {
     /// Counts changes, so that whoever keeps a route learns whether it still holds.
     version: AtomicU64,
     pub(super) numbers: Numbers,
+    traffic: (Traffic, Of),
     budget: Arc<Budget>,
     runtime: Runtime,
 }
@@ -44,20 +46,37 @@ struct Subscriptions {
 
 /// Who gets what is sent to one subject.
 pub(super) struct Route {
-    single: Vec<Arc<Inbox>>,
-    groups: Vec<Vec<Arc<Inbox>>>,
+    single: Vec<Receiver>,
+    groups: Vec<Vec<Receiver>>,
     pub(super) numbers: Arc<ChannelNumbers>,
     budget: Arc<Budget>,
     random: Random,
 }
 
+/// A subscriber, and where is counted what it is given.
+#[derive(Clone)]
+struct Receiver {
+    inbox: Arc<Inbox>,
+    row: Arc<Row>,
+}
+
+/// Frames that are delivered together.
+#[derive(Clone, Copy)]
+struct Batch {
+    messages: u64,
+    bytes: u64,
+    time: UnixNanos,
+}
+
 impl Routes {
-    /// Returns routes without subscriptions; what waits for subscribers is charged to `budget`.
-    pub(super) fn new(runtime: &Runtime, budget: &Arc<Budget>) -> Arc<Self> {
+    /// Returns routes without subscriptions; what waits for subscribers is charged to `budget`, what they are given is
+    /// counted in `traffic`.
+    pub(super) fn new(runtime: &Runtime, budget: &Arc<Budget>, (traffic, of): (&Traffic, Of)) -> Arc<Self> {
         Arc::new(Self {
             subscriptions: RwLock::default(),
             version: AtomicU64::new(0),
             numbers: Numbers::default(),
+            traffic: (traffic.clone(), of),
             budget: Arc::clone(budget),
             runtime: runtime.clone(),
         })
@@ -115,13 +134,15 @@ impl Routes {
 
     fn look_up(&self, subjects: &Subjects<Arc<Inbox>>, subject: &str) -> Route {
         let mut single = Vec::new();
-        let mut groups: BTreeMap<&str, Vec<Arc<Inbox>>> = BTreeMap::new();
+        let mut groups: BTreeMap<&str, Vec<Receiver>> = BTreeMap::new();
+        let (traffic, of) = &self.traffic;
         // A subject with an empty part can be sent to, and nobody gets it.
         if !has_empty_token(subject) {
             subjects.matching(subject, |inbox| {
                 let members =
                     if inbox.group().is_empty() { &mut single } else { groups.entry(inbox.group()).or_default() };
-                members.push(Arc::clone(inbox));
+                let row = traffic.of(*of, Side::Receive, subject, inbox.client());
+                members.push(Receiver { inbox: Arc::clone(inbox), row });
             });
         }
         Route {
@@ -152,13 +173,14 @@ impl Routes {
 impl Route {
     /// Gives `frames` to everybody on this route and leaves it empty. Returns how many copies were handed over.
     pub(super) fn deliver(&self, frames: &mut Vec<Frame>, sent_bytes: u64, runtime: &Runtime) -> u64 {
-        let messages = count(frames.len());
-        self.numbers.sent(messages, sent_bytes, runtime.clock.wall());
+        let (messages, time) = (count(frames.len()), runtime.clock.wall());
+        self.numbers.sent(messages, sent_bytes, time);
         if self.single.is_empty() && self.groups.is_empty() {
             frames.clear();
             return 0;
         }
-        let bytes = frames.iter().map(Frame::len).sum::<usize>();
+        let bytes = count(frames.iter().map(Frame::len).sum::<usize>());
+        let batch = Batch { messages, bytes, time };
         let mut held: Vec<Arc<Held>> = frames.drain(..).map(|frame| Held::new(frame, &self.budget)).collect();
         let mut given = Given::default();
         let mut add = |more: Given| {
@@ -167,26 +189,41 @@ impl Route {
         };
         for group in &self.groups {
             match group.as_slice() {
-                [only] => add(only.give(held.iter().cloned())),
-                members => held.iter().for_each(|frame| add(self.give_one_of(members, Arc::clone(frame)))),
+                [only] => add(only.give(held.iter().cloned(), batch)),
+                members => held.iter().for_each(|frame| add(self.give_one_of(members, Arc::clone(frame), batch))),
             }
         }
         if let Some((last, others)) = self.single.split_last() {
-            others.iter().for_each(|inbox| add(inbox.give(held.iter().cloned())));
+            others.iter().for_each(|receiver| add(receiver.give(held.iter().cloned(), batch)));
             // The last shares it with nobody who comes after.
-            add(last.give(held.drain(..)));
+            add(last.give(held.drain(..), batch));
         }
-        let delivered_bytes = count(bytes) * given.taken / messages.max(1);
-        self.numbers.delivered(given.taken, delivered_bytes, given.dropped);
+        self.numbers.delivered(given.taken, batch.bytes_of(given.taken), given.dropped);
         given.taken
     }
 
     /// Gives `frame` to one of `members` at random; to another when much waits for that one already.
-    fn give_one_of(&self, members: &[Arc<Inbox>], frame: Arc<Held>) -> Given {
+    fn give_one_of(&self, members: &[Receiver], frame: Arc<Held>, batch: Batch) -> Given {
         let first = usize::try_from(self.random.below(count(members.len()))).unwrap_or(0);
         let turns = members.iter().cycle().skip(first).take(members.len());
-        let chosen = turns.clone().find(|member| !member.is_behind()).or_else(|| turns.clone().next());
-        chosen.map(|member| member.give(std::iter::once(frame))).unwrap_or_default()
+        let chosen = turns.clone().find(|member| !member.inbox.is_behind()).or_else(|| turns.clone().next());
+        chosen.map(|member| member.give(std::iter::once(frame), batch)).unwrap_or_default()
+    }
+}
+
+impl Receiver {
+    /// Gives it frames of `batch`, as far as they fit.
+    fn give(&self, frames: impl Iterator<Item = Arc<Held>>, batch: Batch) -> Given {
+        let given = self.inbox.give(frames);
+        self.row.add(given.taken, batch.bytes_of(given.taken), batch.time);
+        given
+    }
+}
+
+impl Batch {
+    /// Returns about how many bytes so many of its messages have.
+    fn bytes_of(&self, messages: u64) -> u64 {
+        self.bytes * messages / self.messages.max(1)
     }
 }
 
@@ -240,7 +277,8 @@ mod tests {
         fn new() -> Self {
             let runtime = Runtime { clock: Clock::real(), random: Random::from_seed(1), tasks: Tasks::tokio() };
             let budget = Budget::new(usize::MAX);
-            Self { routes: Routes::new(&runtime, &budget), runtime, budget }
+            let traffic = Traffic::new(10);
+            Self { routes: Routes::new(&runtime, &budget, (&traffic, Of::Events)), runtime, budget }
         }
 
         fn subscribe(&self, channel: &str, group: &str) -> Subscription {

@@ -30,6 +30,7 @@ pub(super) fn of(gateway: &Gateway, raft: &Raft, log: &Log, ingest: &Ingest) -> 
     let [batcher_operations, batcher_bytes] = raft.fill();
     let (live, limits) = (gateway.live().totals(), gateway.live().limits());
     let log = log.stats();
+    let client_labels = gateway.traffic().fill();
     let (index, channels, state) =
         gateway.with_core(|core| (core.state.index_bytes(), core.state.channel_count(), *core.state.limits()));
     let (in_flight, most_in_flight) = gateway.with_core(|core| (core.desk.in_flight(), core.desk.most_in_flight()));
@@ -44,6 +45,7 @@ pub(super) fn of(gateway: &Gateway, raft: &Raft, log: &Log, ingest: &Ingest) -> 
         Buffer::new("query_cache_bytes", live.cached_bytes, limits.cache_bytes),
         Buffer::new("routes", live.routes.0, live.routes.1),
         Buffer::new("counted_channels", live.counted_channels.0, live.counted_channels.1),
+        Buffer::new("client_labels", client_labels.0, client_labels.1),
         Buffer { name: "read_ahead_bytes", used: log.read_ahead_bytes, most: log.read_ahead_most },
         Buffer { name: "tail_cache_bytes", used: log.tail_bytes, most: log.tail_most },
         Buffer::new("in_flight", in_flight, most_in_flight),

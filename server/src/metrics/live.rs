@@ -1,4 +1,4 @@
-//! The numbers of events, commands and queries: under the names of queues where they mean the same.
+//! The numbers of events, commands and queries that are not those of their clients.
 
 use std::collections::BTreeMap;
 
@@ -29,43 +29,7 @@ pub(super) const ERRORS: &str = "kubemq_errors_count";
 pub(super) const ERRORS_HELP: &str = "counts errors per node,type,side,channel: requests that nobody answered in time \
                                       or executed, and, without a channel, messages that were refused";
 
-const ROWS: [Row; 8] = [
-    Row {
-        name: "kubemq_messages_count",
-        help: "counts messages per node,type,side,channel",
-        kind: MetricType::COUNTER,
-        side: "send",
-        read: |counted| counted.sent,
-    },
-    Row {
-        name: "kubemq_messages_count",
-        help: "",
-        kind: MetricType::COUNTER,
-        side: "receive",
-        read: |counted| counted.delivered,
-    },
-    Row {
-        name: "kubemq_messages_volume",
-        help: "sum volume per node,type,side,channel",
-        kind: MetricType::COUNTER,
-        side: "send",
-        read: |counted| counted.sent_bytes,
-    },
-    Row {
-        name: "kubemq_messages_volume",
-        help: "",
-        kind: MetricType::COUNTER,
-        side: "receive",
-        read: |counted| counted.delivered_bytes,
-    },
-    Row { name: ERRORS, help: ERRORS_HELP, kind: MetricType::COUNTER, side: "send", read: |counted| counted.errors },
-    Row {
-        name: "kubemq_messages_last_seen",
-        help: "time of last seen message per node,type,side,channel, in milliseconds since the Unix epoch",
-        kind: MetricType::GAUGE,
-        side: "send",
-        read: |counted| counted.last_seen / 1_000_000,
-    },
+const ROWS: [Row; 2] = [
     Row {
         name: "kubemq_clients_count",
         help: "holds amount of connected clients per node,type,side,channel: subscriptions, by channel or pattern",
@@ -106,15 +70,6 @@ impl LiveNumbers {
                 }));
             }
             add(families, row.name, row.help, row.kind, metrics);
-        }
-        // Answers carry no channel: who gives them does not name it.
-        for (name, help, read) in [
-            (ROWS[0].name, ROWS[0].help, (|counted| counted.responses) as fn(&Counted) -> u64),
-            (ROWS[2].name, ROWS[2].help, |counted| counted.response_bytes),
-        ] {
-            let sum = self.channels.values().flat_map(BTreeMap::values).map(read).sum();
-            let answers = metric(MetricType::COUNTER, &labels(host, "responses", "send", ""), sum);
-            add(families, name, help, MetricType::COUNTER, vec![answers]);
         }
         let Totals { pending_requests, waiting_bytes, cached_answers, cached_bytes, .. } = &self.totals;
         families.extend([
@@ -175,29 +130,26 @@ mod tests {
     }
 
     #[test]
-    fn they_stand_beside_those_of_queues_under_the_same_names() {
-        let counted = Counted { sent: 3, delivered: 5, dropped: 1, subscribers: 2, responses: 4, ..Counted::default() };
+    fn they_stand_beside_those_of_stored_events_under_the_same_names() {
+        let counted = Counted { dropped: 1, subscribers: 2, ..Counted::default() };
         let named = BTreeMap::from([("orders".into(), counted)]);
         let numbers = LiveNumbers { channels: BTreeMap::from([("queries", named)]), totals: Totals::default() };
-        let queue = metric(MetricType::COUNTER, &labels("node-a", "queues", "send", "q"), 7);
-        let mut families = vec![family("kubemq_messages_count", "counts", MetricType::COUNTER, vec![queue])];
+        let reader = metric(MetricType::GAUGE, &labels("node-a", "events_store", "receive", "e"), 7);
+        let mut families = vec![family("kubemq_clients_count", "counts", MetricType::GAUGE, vec![reader])];
         numbers.add_to(&mut families, "node-a");
         let text = TextEncoder::new().encode_to_string(&families).unwrap();
-        let line = |name: &str, kind: &str, side: &str, channel: &str, value: u64| {
+        let line = |name: &str, kind: &str, channel: &str, value: u64| {
             format!(
-                "{name}{{node=\"node-a\",client_id=\"\",type=\"{kind}\",side=\"{side}\",channel=\"{channel}\"}} {value}"
+                "{name}{{node=\"node-a\",client_id=\"\",type=\"{kind}\",side=\"receive\",channel=\"{channel}\"}} {value}"
             )
         };
         for expected in [
-            line("kubemq_messages_count", "queues", "send", "q", 7),
-            line("kubemq_messages_count", "queries", "send", "orders", 3),
-            line("kubemq_messages_count", "queries", "receive", "orders", 5),
-            line("kubemq_messages_count", "responses", "send", "", 4),
-            line("kubemq_clients_count", "queries", "receive", "orders", 2),
-            line("kubemq_subscribers_dropped_total", "queries", "receive", "orders", 1),
+            line("kubemq_clients_count", "events_store", "e", 7),
+            line("kubemq_clients_count", "queries", "orders", 2),
+            line("kubemq_subscribers_dropped_total", "queries", "orders", 1),
         ] {
             assert!(text.lines().any(|line| line == expected), "{expected}\n{text}");
         }
-        assert_eq!(text.matches("# TYPE kubemq_messages_count ").count(), 1);
+        assert_eq!(text.matches("# TYPE kubemq_clients_count ").count(), 1);
     }
 }
