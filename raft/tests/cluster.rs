@@ -213,6 +213,16 @@ async fn all_nodes_come_back_with_the_same_state() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_written_when_nothing_was_written_for_a_while() {
+    let cluster = Cluster::start(1, |options| options.snapshot_idle = std::time::Duration::from_millis(300)).await;
+    let node = cluster.running[&1].node.clone();
+    node.stand_alone(harness::PATIENCE).await.unwrap();
+    cluster.write(0..30).await;
+    let last = node.status().applied.unwrap().index;
+    cluster.until("a snapshot of all of it", || node.status().snapshot.filter(|written| written.index >= last)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_voter_is_ready_at_once_and_gives_disk_back() {
     let mut cluster = Cluster::start(1, as_recommended).await;
     cluster.running[&1].node.stand_alone(harness::PATIENCE).await.unwrap();

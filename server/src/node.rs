@@ -277,10 +277,13 @@ pub(crate) mod tests {
     }
 
     pub(crate) async fn start_with(options: Options, disk: &MemoryDisk) -> Node {
+        start_on(options, Arc::new(disk.clone())).await
+    }
+
+    pub(crate) async fn start_on(options: Options, disk: Arc<dyn Disk>) -> Node {
         let runtime = Runtime::real();
         let index = IndexWriter::start(|| Ok((MemoryIndex::default(), Opening::Fresh)), &runtime);
-        let doors =
-            Doors { runtime, disk: Arc::new(disk.clone()), peers: Arc::new(kubemq_raft::network::NoPeers), index };
+        let doors = Doors { runtime, disk, peers: Arc::new(kubemq_raft::network::NoPeers), index };
         Node::start::<kubemq_raft::TokioRuntime>(options, doors).await.unwrap()
     }
 

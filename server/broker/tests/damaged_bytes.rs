@@ -6,6 +6,7 @@ mod common;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use common::Random;
+use kubemq_broker::limits::SNAPSHOT_RECORD;
 use kubemq_broker::{
     BatchView, ChannelId, Kind, MoveItem, MoveMode, Name, Operation, Reader, RestoreError, Sequences, Start, State,
     TimerRef,
@@ -237,6 +238,19 @@ fn another_version_is_named() {
     bytes[6] = 5;
     assert_eq!(State::restore([bytes.into()]).err(), Some(RestoreError::UnknownVersion(5)));
     assert_eq!(State::restore([Bytes::from_static(b"\x05hello")]).err(), Some(RestoreError::NotASnapshot));
+}
+
+#[test]
+fn a_record_longer_than_any_that_is_written_is_damage() {
+    let whole = written(&rich_state());
+    let first = 1 + usize::from(whole[0]);
+    // Behind the first record, only what stands before one: its length, seven bits a byte.
+    let begun = |length: usize| {
+        let bits = [length & 0x7f | 0x80, length >> 7 & 0x7f | 0x80, length >> 14].map(|bits| bits as u8);
+        State::restore([Bytes::from([&whole[..first], &bits].concat())]).unwrap_err()
+    };
+    assert_eq!(begun(SNAPSHOT_RECORD), RestoreError::Truncated, "the rest of it is waited for");
+    assert_eq!(begun(SNAPSHOT_RECORD + 1), RestoreError::Record(0));
 }
 
 /// The checksum of the snapshot format, written a second time, so that damage can be dressed up as sound.

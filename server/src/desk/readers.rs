@@ -660,6 +660,14 @@ mod tests {
     }
 
     #[test]
+    fn one_of_several_members_is_given_no_more_than_its_share() {
+        let mut bench = Bench::new(true);
+        bench.store(999);
+        let (one, two) = (bench.join(), bench.join());
+        assert_eq!((bench.give(&one, 1000), bench.give(&two, 1000)), (SHARE, SHARE));
+    }
+
+    #[test]
     fn events_of_a_lost_member_are_read_again_by_the_others() {
         let mut bench = Bench::new(true);
         bench.store(3);

@@ -335,3 +335,121 @@ async fn take_messages(gateway: &Gateway, take: Take, auto_ack: bool, client_id:
 fn refused(answer: Response, refusal: &Refusal) -> Response {
     Response { is_error: true, error: refusal.to_string(), ..answer }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    use kubemq_proto::kubemq::{QueueMessage, QueueMessagesBatchRequest};
+    use kubemq_runtime::Runtime;
+    use kubemq_storage::fs::faulty::{Call, Fault, FaultyDisk, Operation};
+    use kubemq_storage::fs::{Disk, MemoryDisk};
+    use tokio_stream::wrappers::ReceiverStream;
+
+    use super::*;
+    use crate::gateway::LEAD_RETRY;
+    use crate::node::Node;
+    use crate::node::tests::{options, start_on, start_with};
+
+    /// Returns a disk whose syncs take five seconds while it is slow.
+    fn slow_disk(runtime: &Runtime, is_slow: &Arc<AtomicBool>) -> Arc<dyn Disk> {
+        let is_slow = Arc::clone(is_slow);
+        let decide = move |call: &Call<'_>| match call.operation {
+            Operation::Sync if is_slow.load(Ordering::Relaxed) => Fault::Late(Duration::from_secs(5)),
+            _ => Fault::None,
+        };
+        Arc::new(FaultyDisk::new(Arc::new(MemoryDisk::default()), runtime.clock.clone(), decide))
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stream_with_too_many_settlements_under_way_is_not_read_on() {
+        let (runtime, is_slow) = (Runtime::real(), Arc::new(AtomicBool::new(false)));
+        let node = start_on(options(), slow_disk(&runtime, &is_slow)).await;
+        let (gateway, count) = (node.gateway(), SETTLEMENTS + 100);
+        let message =
+            QueueMessage { client_id: "c".to_owned(), channel: "q".to_owned(), body: "x".into(), ..Default::default() };
+        let batch = QueueMessagesBatchRequest { batch_id: "b".to_owned(), messages: vec![message; count] };
+        assert!(!gateway.send_batch(batch).await.unwrap().unwrap().have_errors);
+
+        let (requests, receiver) = mpsc::channel(count);
+        let (answers, mut answered) = mpsc::channel(1);
+        let request = |kind: Type| QueuesDownstreamRequest {
+            client_id: "c".to_owned(),
+            request_type_data: kind.into(),
+            channel: "q".to_owned(),
+            max_items: i32::try_from(count).unwrap(),
+            ..QueuesDownstreamRequest::default()
+        };
+        let settle = async {
+            requests.send(Ok::<_, Infallible>(request(Type::Get))).await.unwrap();
+            let held: Response = answered.recv().await.unwrap();
+            assert_eq!(held.messages.len(), count);
+            is_slow.store(true, Ordering::Relaxed);
+            for sequence in 1..=count {
+                let sequence_range = vec![i64::try_from(sequence).unwrap()];
+                let ref_transaction_id = held.transaction_id.clone();
+                let ack = QueuesDownstreamRequest { ref_transaction_id, sequence_range, ..request(Type::AckRange) };
+                requests.try_send(Ok(ack)).unwrap();
+            }
+            // Until nothing more is read for a while.
+            let mut read = (0, 0);
+            while read.0 == 0 || read.1 < 50 {
+                runtime.clock.sleep(LEAD_RETRY).await;
+                let now = count - (requests.max_capacity() - requests.capacity());
+                read = if now == read.0 { (now, read.1 + 1) } else { (now, 0) };
+            }
+            is_slow.store(false, Ordering::Relaxed);
+            drop(requests);
+            read.0
+        };
+        let (transactions, of_client) = (Transactions::default(), (Client::default(), Arc::default()));
+        let served = serve(gateway, &transactions, of_client, ReceiverStream::new(receiver), answers, Stop::new());
+        let (served, read) = tokio::join!(served, settle);
+        assert_eq!((served, read), (Ok(Ended::Finished), SETTLEMENTS));
+        assert_eq!(get(&node, "q", 1).await, [0; 0], "all of them were carried out");
+        node.stop().await;
+    }
+
+    async fn fill(node: &Node, channel: &str, sizes: &[usize]) {
+        for size in sizes {
+            let (client_id, channel, body) = ("c".to_owned(), channel.to_owned(), vec![7; *size].into());
+            let message = QueueMessage { client_id, channel, body, ..QueueMessage::default() };
+            assert!(!node.gateway().send(message).await.unwrap().is_error);
+        }
+    }
+
+    /// Returns the sizes of the messages that a Get brings, on a stream of its own.
+    async fn get(node: &Node, channel: &str, max_items: i32) -> Vec<usize> {
+        let request = QueuesDownstreamRequest {
+            client_id: "c".to_owned(),
+            request_type_data: Type::Get.into(),
+            channel: channel.to_owned(),
+            max_items,
+            ..QueuesDownstreamRequest::default()
+        };
+        let requests = futures_util::stream::iter([Ok::<_, Infallible>(request)]);
+        let (sender, mut answers) = mpsc::channel(1);
+        let (gateway, of_client) = (node.gateway(), (Client::default(), Arc::default()));
+        let served = serve(gateway, &Transactions::default(), of_client, requests, sender, Stop::new()).await;
+        assert_eq!(served, Ok(Ended::Finished));
+        answers.recv().await.unwrap().messages.iter().map(|message| message.body.len()).collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_answer_is_full_with_the_default_number_or_with_its_bytes() {
+        let mut options = options();
+        options.queue.default_max_items = 3;
+        options.queue.max_answer_bytes = 10_000;
+        let node = start_with(options, &MemoryDisk::default()).await;
+        fill(&node, "small", &[1; 5]).await;
+        assert_eq!(get(&node, "small", 0).await, [1; 3]);
+        assert_eq!(get(&node, "small", 5).await, [1; 5], "who gives a number gets it");
+        fill(&node, "large", &[4_000; 4]).await;
+        assert_eq!(get(&node, "large", 4).await, [4_000; 2]);
+        fill(&node, "huge", &[20_000, 1]).await;
+        assert_eq!(get(&node, "huge", 2).await, [20_000], "one is always delivered");
+        node.stop().await;
+    }
+}

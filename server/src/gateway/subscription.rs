@@ -381,3 +381,45 @@ fn message(operation: &bytes::Bytes) -> Option<bytes::Bytes> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+    use futures_util::task::noop_waker_ref;
+    use kubemq_proto::kubemq::Event;
+    use kubemq_proto::kubemq::subscribe::{EventsStoreType, SubscribeType};
+    use kubemq_storage::fs::MemoryDisk;
+
+    use super::*;
+    use crate::node::tests::start;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn so_many_events_are_read_ahead_for_a_connection() {
+        let node = start(&MemoryDisk::default()).await;
+        let gateway = node.gateway();
+        let events = 3 * WANT.events;
+        let store = (0..events).map(|_| {
+            let (client_id, channel) = ("c".to_owned(), "e".to_owned());
+            gateway.store_event(Event { client_id, channel, body: "x".into(), store: true, ..Event::default() })
+        });
+        assert!(join_all(store).await.into_iter().all(|stored| stored.unwrap().sent));
+        let subscribe = Subscribe {
+            subscribe_type_data: SubscribeType::EventsStore.into(),
+            client_id: "r".to_owned(),
+            channel: "e".to_owned(),
+            events_store_type_data: EventsStoreType::StartFromFirst.into(),
+            ..Subscribe::default()
+        };
+        let mut reading = gateway.subscribe_stored(&subscribe, Connection::default()).await.unwrap().unwrap();
+        let waiting = || gateway.with_core(|core| core.desk.readers.waiting_events()) as u64;
+        let mut most = 0;
+        for taken in 1..=events {
+            assert!(reading.poll_next(&mut Context::from_waker(noop_waker_ref())).is_ready(), "after {taken}");
+            most = most.max(waiting());
+            assert!(waiting() < WANT.events, "one of them was taken");
+        }
+        assert_eq!(most, WANT.events - 1);
+        drop(reading);
+        node.stop().await;
+    }
+}

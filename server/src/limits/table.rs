@@ -42,7 +42,10 @@ pub static LIMITS: &[Limit] = &[
         "bytes on their way to a stream that the node has not read",
         "the client waits, by flow control",
         "",
-        ("tests/tests/small_frames.rs", "messages_in_frames_of_their_own_wait_for_the_disk"),
+        (
+            "tests/tests/bounds_of_connections.rs",
+            "what_is_not_read_waits_at_the_client_first_of_a_stream_then_of_a_connection",
+        ),
     ),
     Limit::fixed(
         ("server/src/grpc/server.rs", "CONNECTION_WINDOW"),
@@ -50,7 +53,10 @@ pub static LIMITS: &[Limit] = &[
         "the same for all streams of a connection",
         "the client waits, by flow control",
         "",
-        ("tests/tests/small_frames.rs", "events_in_frames_of_their_own_are_taken_as_fast_as_they_come"),
+        (
+            "tests/tests/bounds_of_connections.rs",
+            "what_is_not_read_waits_at_the_client_first_of_a_stream_then_of_a_connection",
+        ),
     ),
     Limit::fixed(
         ("server/src/grpc/server.rs", "KEEP_ALIVE_AFTER"),
@@ -58,7 +64,7 @@ pub static LIMITS: &[Limit] = &[
         "silence of a connection",
         "it is asked whether it is still there",
         "",
-        ("tests/tests/conformance_send.rs", "silent_connections_are_probed_within_seconds"),
+        ("tests/tests/bounds_of_connections.rs", "a_connection_that_is_silent_is_asked_whether_it_is_still_there"),
     ),
     Limit::fixed(
         ("proto/src/validate.rs", "MAX_NAME_BYTES"),
@@ -133,7 +139,7 @@ pub static LIMITS: &[Limit] = &[
         "messages of a Get that gives no number",
         "the Get is full",
         "kubemq_queue_inflight",
-        ("proto/src/validate_tests.rs", "gets_report_their_first_fault_and_fill_in_what_is_missing"),
+        ("server/src/gateway/downstream.rs", "an_answer_is_full_with_the_default_number_or_with_its_bytes"),
     ),
     Limit::fixed(
         ("proto/src/validate.rs", "max_answer_bytes"),
@@ -141,7 +147,7 @@ pub static LIMITS: &[Limit] = &[
         "messages of one answer; one is always delivered",
         "the answer is full",
         "",
-        ("tests/tests/conformance_receive.rs", "a_hundred_messages_of_100_kilobytes_come_in_one_call"),
+        ("server/src/gateway/downstream.rs", "an_answer_is_full_with_the_default_number_or_with_its_bytes"),
     ),
     Limit::fixed(
         ("server/src/gateway/receive.rs", "SMALL_ANSWER_BYTES"),
@@ -230,7 +236,7 @@ pub static LIMITS: &[Limit] = &[
         "settlements of one stream that are not committed",
         "the stream is not read",
         "kubemq_buffer_used{buffer=\"outbox_operations\"}",
-        ("tests/tests/bounds_of_streams.rs", "settlements_faster_than_the_disk_wait_and_none_is_lost"),
+        ("server/src/gateway/downstream.rs", "a_stream_with_too_many_settlements_under_way_is_not_read_on"),
     ),
     Limit::fixed(
         ("server/src/gateway/transactions.rs", "REMEMBERED"),
@@ -423,10 +429,7 @@ pub static LIMITS: &[Limit] = &[
         "one record of a snapshot",
         "a larger one is damage",
         "",
-        (
-            "server/broker/tests/damaged_bytes.rs",
-            "damage_with_a_right_checksum_is_refused_or_leaves_a_state_that_works",
-        ),
+        ("server/broker/tests/damaged_bytes.rs", "a_record_longer_than_any_that_is_written_is_damage"),
     ),
     // Stored events.
     Limit::configured(
@@ -474,7 +477,7 @@ pub static LIMITS: &[Limit] = &[
         "events that were read for one reader and wait for its connection",
         "nothing more is read for it",
         "kubemq_readers_waiting_events",
-        ("tests/tests/readers_of_stored_events.rs", "who_lags_slows_nobody_and_who_does_not_read_costs_little"),
+        ("server/src/gateway/subscription.rs", "so_many_events_are_read_ahead_for_a_connection"),
     ),
     Limit::fixed(
         ("server/src/gateway/subscription.rs", "bytes"),
@@ -490,7 +493,7 @@ pub static LIMITS: &[Limit] = &[
         "events that one member of a group is given at a time",
         "the others get some",
         "kubemq_readers_waiting_events",
-        ("server/src/desk/readers.rs", "members_of_a_group_share_and_what_one_leaves_goes_to_the_others"),
+        ("server/src/desk/readers.rs", "one_of_several_members_is_given_no_more_than_its_share"),
     ),
     // What is not stored.
     Limit::configured(
@@ -612,7 +615,7 @@ pub static LIMITS: &[Limit] = &[
         "one file of the log, unless one entry is larger",
         "the next file is begun",
         "kubemq_store_segments",
-        ("storage/src/log/tests/segments.rs", "a_frame_larger_than_a_segment_has_its_own"),
+        ("storage/src/log/tests/segments.rs", "a_segment_that_is_full_is_followed_by_another"),
     ),
     Limit::configured(
         &keys::FLUSH_INTERVAL,
@@ -626,7 +629,7 @@ pub static LIMITS: &[Limit] = &[
         "seconds from the last write to a snapshot",
         "a snapshot is written",
         "kubemq_store_segments",
-        ("raft/tests/cluster.rs", "a_single_voter_is_ready_at_once_and_gives_disk_back"),
+        ("raft/tests/cluster.rs", "a_snapshot_is_written_when_nothing_was_written_for_a_while"),
     ),
     Limit::configured(
         &keys::FREE_DISK,
@@ -799,10 +802,7 @@ pub static LIMITS: &[Limit] = &[
         "seconds for stopping",
         "what is under way is cut off",
         "",
-        (
-            "tests/tests/subscribers_do_not_disturb_each_other.rs",
-            "a_node_that_stops_tells_its_subscribers_and_waits_for_nobody",
-        ),
+        ("tests/tests/bounds_of_connections.rs", "stopping_takes_no_longer_than_configured"),
     ),
     Limit::fixed(
         ("server/src/grpc/server.rs", "FINISH"),
@@ -810,10 +810,7 @@ pub static LIMITS: &[Limit] = &[
         "time for calls that are under way when the server stops",
         "they are cut off",
         "",
-        (
-            "tests/tests/subscribers_do_not_disturb_each_other.rs",
-            "a_node_that_stops_tells_its_subscribers_and_waits_for_nobody",
-        ),
+        ("tests/tests/bounds_of_connections.rs", "a_call_that_does_not_end_is_cut_off_and_its_connection_is_too"),
     ),
     Limit::fixed(
         ("server/src/grpc/server.rs", "CLOSE"),
@@ -821,9 +818,6 @@ pub static LIMITS: &[Limit] = &[
         "time for connections to close after that",
         "they are cut off",
         "",
-        (
-            "tests/tests/subscribers_do_not_disturb_each_other.rs",
-            "a_node_that_stops_tells_its_subscribers_and_waits_for_nobody",
-        ),
+        ("tests/tests/bounds_of_connections.rs", "a_call_that_does_not_end_is_cut_off_and_its_connection_is_too"),
     ),
 ];

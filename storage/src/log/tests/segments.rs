@@ -22,6 +22,16 @@ fn a_frame_larger_than_a_segment_has_its_own() {
 }
 
 #[test]
+fn a_segment_that_is_full_is_followed_by_another() {
+    let bench = Bench::new(small());
+    bench.run(bench.log.append_synced(entries(1, 1..100, 200))).unwrap();
+    let segments = bench.log.segments();
+    assert!(segments.iter().all(|segment| segment.bytes <= small().segment_bytes), "{segments:?}");
+    // None was left half empty either.
+    assert!((segments.len() as u64) < 2 * 99 * 250 / small().segment_bytes, "{segments:?}");
+}
+
+#[test]
 fn two_segments_may_begin_with_one_index() {
     let options = Options { segment_bytes: 700, ..small() };
     let bench = Bench::new(options);
