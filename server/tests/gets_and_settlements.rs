@@ -1,6 +1,6 @@
 //! A Get that follows settlements on its stream: behind acknowledgements it begins at once, also while the disk is slow
 //! with them; behind what gives messages back it begins when they are back, and finds them.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking with what it saw")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking with what it saw")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
