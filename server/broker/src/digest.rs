@@ -17,7 +17,7 @@ pub(crate) fn digest(state: &State) -> u64 {
         add_channel(&mut sum, channel);
     }
     sum.word(state.timers.count());
-    sum.word(timers(state));
+    sum.word(state.timers.sum());
     for (node, origin) in state.origins.iter() {
         for number in [node, origin.epoch, origin.last, origin.entry, origin.kept.len() as u64] {
             sum.word(number);
@@ -33,19 +33,6 @@ pub(crate) fn digest(state: &State) -> u64 {
         }
     }
     sum.value()
-}
-
-/// Far timers have no order, so what each of them amounts to is added up.
-fn timers(state: &State) -> u64 {
-    state.timers.iter().fold(0_u64, |all, timer| {
-        let mut sum = Checksum::new();
-        sum.word(timer.due);
-        sum.word(timer.body.word());
-        sum.word(timer.channel.0);
-        sum.word(u64::from(timer.expiration.0));
-        sum.word(u64::from(timer.bytes));
-        all.wrapping_add(sum.value())
-    })
 }
 
 fn add_channel(sum: &mut Checksum, channel: &Channel) {

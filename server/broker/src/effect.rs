@@ -161,12 +161,12 @@ pub enum BlockKey {
         /// First sequence in the block.
         first_sequence: u64,
     },
-    /// A block of far timers.
+    /// A block of delayed messages.
     Timers {
         /// The span of time that they fall due in.
         bucket: u64,
-        /// Number of the block in it.
-        number: u64,
+        /// Where the body of the first one lies.
+        first: u64,
     },
 }
 
@@ -176,7 +176,7 @@ impl BlockKey {
     pub fn to_bytes(self) -> [u8; 17] {
         let (tag, high, low) = match self {
             Self::Runs { channel, first_sequence } => (b'r', channel.0, first_sequence),
-            Self::Timers { bucket, number } => (b't', bucket, number),
+            Self::Timers { bucket, first } => (b't', bucket, first),
         };
         let mut key = [0; 17];
         key[0] = tag;

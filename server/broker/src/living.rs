@@ -11,6 +11,7 @@ use crate::reference::Reference;
 use crate::restore::RestoreError;
 use crate::runs::Run;
 use crate::state::State;
+use crate::timer::Timer;
 
 /// Ranges in one piece, and some more.
 const PER_PIECE: usize = 4096;
@@ -25,7 +26,8 @@ enum Stage {
     After(Option<ChannelId>),
     /// Sealed blocks of a channel from this sequence on.
     Runs(Arc<Channel>, u64),
-    Timers,
+    /// Blocks of delayed messages from this bucket, and from this one in it on.
+    Timers(u64, Reference),
     Done,
 }
 
@@ -59,7 +61,13 @@ impl LivingWalk {
                         return Ok(Piece::Previous);
                     }
                 }
-                Stage::Timers => self.stage = self.timers(),
+                Stage::Timers(bucket, from) => {
+                    let (stage, needs_more) = self.timers(bucket, from)?;
+                    self.stage = stage;
+                    if needs_more {
+                        return Ok(Piece::Previous);
+                    }
+                }
                 Stage::Done => break,
             }
         }
@@ -91,7 +99,7 @@ impl LivingWalk {
         let from = before.map_or(0, |id| id.0.saturating_add(1));
         match self.state.channels.range(ChannelId(from)..).next() {
             Some((_, channel)) => Stage::Runs(Arc::clone(channel), 0),
-            None => Stage::Timers,
+            None => Stage::Timers(0, Reference::default()),
         }
     }
 
@@ -105,7 +113,7 @@ impl LivingWalk {
         let next = first + 1;
         match block.runs() {
             Some(runs) => self.list(&channel, runs),
-            None => match self.previous.block(channel.id(), *first, block.sum())? {
+            None => match self.previous.runs(channel.id(), *first, block.sum())? {
                 Some(runs) => self.list(&channel, &runs),
                 None => return Ok((Stage::Runs(channel, from), true)),
             },
@@ -122,14 +130,30 @@ impl LivingWalk {
         }
     }
 
-    fn timers(&mut self) -> Stage {
-        let mut taken = Vec::new();
-        if !self.state.timers.take_some(PER_PIECE, &mut taken) {
-            return Stage::Done;
+    /// Lists the next block of delayed messages; says what comes next, and whether more of the snapshot before is needed
+    /// first.
+    fn timers(&mut self, wanted: u64, from: Reference) -> Result<(Stage, bool), RestoreError> {
+        let none = Reference::default();
+        let Some((number, bucket)) = self.state.timers.bucket_from(wanted) else { return Ok((Stage::Done, false)) };
+        let (bucket, from) = (Arc::clone(bucket), if number == wanted { from } else { none });
+        let Some((first, block)) = bucket.sealed_from(from).next() else {
+            self.list_timers(bucket.open_alive());
+            let next = number.checked_add(1).map_or(Stage::Done, |next| Stage::Timers(next, none));
+            return Ok((next, false));
+        };
+        match block.timers() {
+            Some(timers) => self.list_timers(block.alive(timers)),
+            None => match self.previous.timers(number, *first, block.sum())? {
+                Some(timers) => self.list_timers(block.alive(&timers)),
+                None => return Ok((Stage::Timers(number, from), true)),
+            },
         }
+        Ok((Stage::Timers(number, Reference::from_word(first.word().saturating_add(1))), false))
+    }
+
+    fn list_timers<'a>(&mut self, timers: impl Iterator<Item = &'a Timer>) {
         // A timer of a deleted channel will be ignored, so its body is not needed.
-        taken.retain(|timer| self.state.channels.contains_key(&timer.channel));
-        self.out.extend(taken.iter().map(|timer| (timer.body.entry(), timer.body.part(), 1)));
-        Stage::Timers
+        let needed = timers.filter(|timer| self.state.channels.contains_key(&timer.scheduled.channel));
+        self.out.extend(needed.map(|timer| (timer.body.entry(), timer.body.part(), 1)));
     }
 }

@@ -10,11 +10,14 @@ use crate::cursors::{Reader, Start};
 use crate::limits::{ENTRY_BOUND, MOVE_ITEMS, RELEASE_TIMERS};
 use crate::name::{Kind, Name, NameError};
 use crate::sequences::Sequences;
+use crate::timer::{Expiration, Scheduled};
 
-/// The layout that this version writes and reads, for every operation but a move.
+/// The layout that this version writes and reads, for every operation but those that follow.
 const VERSION: u8 = 1;
 /// The layout of a move that this version writes; it reads the first one, too.
 const MOVE_VERSION: u8 = 2;
+/// The layout of a release that this version writes; it reads the first one, too.
+const RELEASE_VERSION: u8 = 2;
 
 const PUBLISH: u8 = 1;
 const ACK: u8 = 2;
@@ -77,6 +80,9 @@ pub struct TimerRef {
     pub entry: u64,
     /// Part of that entry.
     pub part: u16,
+    /// What becomes of it, as whoever releases it has found it: those who apply this may not have the block at hand that
+    /// tells. Version 1 did not say it.
+    pub scheduled: Option<Scheduled>,
 }
 
 /// One change.
@@ -120,7 +126,8 @@ pub enum Operation {
         /// Which ones.
         sequences: Sequences,
     },
-    /// Stores delayed messages that are due. Those that are unknown, or not due at the entry's time, are ignored.
+    /// Stores delayed messages that are due. Those that were released before, or are not due at the entry's time, are
+    /// ignored.
     Release {
         /// Which ones, in the order in which they are stored.
         timers: Vec<TimerRef>,
@@ -306,6 +313,12 @@ impl Operation {
                     put_number(out, timer.due);
                     put_number(out, timer.entry);
                     put_number(out, u64::from(timer.part));
+                    out.put_u8(u8::from(timer.scheduled.is_some()));
+                    if let Some(Scheduled { channel, expiration, bytes }) = timer.scheduled {
+                        put_number(out, channel.0);
+                        put_number(out, u64::from(expiration.0));
+                        put_number(out, u64::from(bytes));
+                    }
                 }
             }
             Self::Create { kind, channel } => {
@@ -384,7 +397,7 @@ impl Operation {
             ACK => Self::Ack { channel: take_id(&mut rest)?, sequences: Sequences::decode(&mut rest)? },
             MOVE => decode_move(&mut rest, version)?,
             DROP => Self::Drop { channel: take_id(&mut rest)?, sequences: Sequences::decode(&mut rest)? },
-            RELEASE => decode_release(&mut rest)?,
+            RELEASE => decode_release(&mut rest, version)?,
             CREATE => {
                 let (kind, channel) = take_channel(&mut rest)?;
                 Self::Create { kind, channel }
@@ -427,7 +440,11 @@ fn head(out: &mut BytesMut, code: u8) {
 
 /// The newest layout of an operation.
 fn newest(code: u8) -> u8 {
-    if code == MOVE { MOVE_VERSION } else { VERSION }
+    match code {
+        MOVE => MOVE_VERSION,
+        RELEASE => RELEASE_VERSION,
+        _ => VERSION,
+    }
 }
 
 fn put_channel(out: &mut BytesMut, kind: Kind, name: &Name) {
@@ -486,7 +503,7 @@ fn take_stored(from: &mut Bytes) -> Result<Option<Stored>, DecodeError> {
     Ok(Some(Stored { entry, part: take_number_u16(from)?, bytes: take_number_u32(from)? }))
 }
 
-fn decode_release(from: &mut Bytes) -> Result<Operation, DecodeError> {
+fn decode_release(from: &mut Bytes, version: u8) -> Result<Operation, DecodeError> {
     let count = take_number(from)?;
     if count > RELEASE_TIMERS as u64 {
         return Err(DecodeError::TooMany);
@@ -496,9 +513,21 @@ fn decode_release(from: &mut Bytes) -> Result<Operation, DecodeError> {
         let due = take_number(from)?;
         let entry = take_number(from)?;
         let part = take_number_u16(from)?;
-        timers.push(TimerRef { due, entry, part });
+        let scheduled = if version < RELEASE_VERSION { None } else { take_scheduled(from)? };
+        timers.push(TimerRef { due, entry, part, scheduled });
     }
     Ok(Operation::Release { timers })
+}
+
+fn take_scheduled(from: &mut Bytes) -> Result<Option<Scheduled>, DecodeError> {
+    match take_byte(from)? {
+        0 => Ok(None),
+        1 => {
+            let (channel, expiration) = (take_id(from)?, Expiration(take_number_u32(from)?));
+            Ok(Some(Scheduled { channel, expiration, bytes: take_number_u32(from)? }))
+        }
+        _ => Err(DecodeError::Number),
+    }
 }
 
 #[cfg(test)]
@@ -538,7 +567,17 @@ mod tests {
             Operation::Ack { channel: ChannelId(77), sequences: sequences.clone() },
             Operation::Move { from: ChannelId(1), to: (Kind::Queue, name("dead")), mode: MoveMode::DeadLetter, items },
             Operation::Drop { channel: ChannelId(u64::MAX), sequences: Sequences::range(1, u64::MAX) },
-            Operation::Release { timers: vec![TimerRef { due: 5, entry: 6, part: 7 }] },
+            Operation::Release {
+                timers: vec![
+                    TimerRef { due: 5, entry: 6, part: 7, scheduled: None },
+                    TimerRef {
+                        due: u64::MAX,
+                        entry: 1 << 40,
+                        part: 1,
+                        scheduled: Some(Scheduled::new(ChannelId(u64::MAX), u64::MAX, u32::MAX)),
+                    },
+                ],
+            },
             Operation::Create { kind: Kind::Queries, channel: name("q") },
             Operation::Delete { kind: Kind::Events, channel: name("é") },
             Operation::Purge { kind: Kind::Queue, channel: name("q"), upto: 99, held: sequences },
@@ -607,6 +646,8 @@ mod tests {
             (&[3, 1, 5, 1, 1, b'a', 4, 0], DecodeError::UnknownMode(4)),
             (&[3, 1, 5, 1, 1, b'a', 1, 0x81, 0x20], DecodeError::TooMany),
             (&[5, 1, 0x81, 0x08], DecodeError::TooMany),
+            (&[5, 2, 1, 1, 1, 1, 2], DecodeError::Number),
+            (&[5, 3, 0], DecodeError::UnknownVersion { code: 5, version: 3 }),
             (&[2, 1, 5, 0x81, 0x80, 0x40], DecodeError::TooMany),
             (&[12, 1, 1, b'a', 0], DecodeError::Name(NameError::Empty)),
             (&[12, 1, 1, b'a', 1, 1], DecodeError::Name(NameError::Empty)),

@@ -1,5 +1,5 @@
-//! Reads a snapshot's bytes as they come, chunk by chunk: cuts them into records, and finds blocks of runs in them that
-//! are not in memory any more. It reads no file, and it never holds more than a chunk and a record.
+//! Reads a snapshot's bytes as they come, chunk by chunk: cuts them into records, and finds blocks in them that are
+//! not in memory any more. It reads no file, and it never holds more than a chunk and a record.
 
 use bytes::{Bytes, BytesMut};
 
@@ -7,9 +7,11 @@ use crate::channel::ChannelId;
 use crate::codec::take_number;
 use crate::effect::BlockKey;
 use crate::limits::SNAPSHOT_RECORD;
-use crate::restore::{RestoreError, read_runs};
+use crate::reference::Reference;
+use crate::restore::{RestoreError, read_runs, read_timers};
 use crate::runs::{Run, Seal, encode_run_block};
-use crate::snapshot::{CHANNEL, END, HEADER, MAGIC, RUNS};
+use crate::snapshot::{CHANNEL, END, HEADER, MAGIC, RUNS, TIMER_BLOCK};
+use crate::timer::{TimerBlock, encode_timer_block};
 
 /// One step of a walk that does no reading of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +70,15 @@ impl Records {
     }
 }
 
-/// The blocks of runs of a snapshot, in the order in which they stand there: by channel and sequence.
+/// A block as it stands in a snapshot.
+#[derive(Debug)]
+enum Block {
+    Runs(Seal, Vec<Run>),
+    /// A sealed one; which of them are released is not asked for.
+    Timers(Box<TimerBlock>),
+}
+
+/// The blocks of a snapshot, in the order in which they stand there: by key.
 #[derive(Debug, Default)]
 struct Blocks {
     records: Records,
@@ -78,8 +88,8 @@ struct Blocks {
 }
 
 impl Blocks {
-    /// The next block and the channel that it belongs to, once all of it is there.
-    fn next_block(&mut self) -> Result<Option<(ChannelId, Seal, Vec<Run>)>, RestoreError> {
+    /// The next block, once all of it is there.
+    fn next_block(&mut self) -> Result<Option<(BlockKey, Block)>, RestoreError> {
         while let Some(mut record) = self.records.next_record()? {
             match record.split_to(1)[..] {
                 [HEADER] => self.version = record.get(MAGIC.len()).copied().unwrap_or_default(),
@@ -89,7 +99,20 @@ impl Blocks {
                 }
                 [RUNS] => {
                     let (seal, runs) = read_runs(&mut record, self.version).ok_or(RestoreError::Record(RUNS))?;
-                    return Ok(Some((self.channel, seal, runs)));
+                    let first_sequence = runs.first().map_or(0, |run| run.first_sequence);
+                    let key = BlockKey::Runs { channel: self.channel, first_sequence };
+                    return Ok(Some((key, Block::Runs(seal, runs))));
+                }
+                [TIMER_BLOCK] => {
+                    let unreadable = RestoreError::Record(TIMER_BLOCK);
+                    let (bucket, is_sealed, block) = read_timers(&mut record).ok_or(unreadable)?;
+                    if !is_sealed {
+                        continue;
+                    }
+                    let timers =
+                        Box::<TimerBlock>::try_from(block.timers.into_boxed_slice()).map_err(|_| unreadable)?;
+                    let first = timers.first().map_or(0, |timer| timer.body.word());
+                    return Ok(Some((BlockKey::Timers { bucket, first }, Block::Timers(timers))));
                 }
                 [END] => self.ended = true,
                 _ => {}
@@ -112,18 +135,41 @@ impl Previous {
         }
     }
 
-    /// The runs of the block of `channel` that was begun with `first`; nothing when more chunks are needed. What is
-    /// asked for must lie behind what was asked for before.
-    pub(crate) fn block(&mut self, channel: ChannelId, first: u64, sum: u32) -> Result<Option<Vec<Run>>, RestoreError> {
-        while let Some((found, _, runs)) = self.0.next_block()? {
-            let begins = runs.first().map_or(0, |run| run.first_sequence);
-            if (found, begins) < (channel, first) {
+    /// The runs of the block of `channel` that was begun with `first_sequence`; nothing when more chunks are needed. What
+    /// is asked for must lie behind what was asked for before.
+    pub(crate) fn runs(
+        &mut self,
+        channel: ChannelId,
+        first_sequence: u64,
+        sum: u32,
+    ) -> Result<Option<Vec<Run>>, RestoreError> {
+        self.block(BlockKey::Runs { channel, first_sequence }, |block| match block {
+            Block::Runs(_, runs) if encode_run_block(&runs).1 == sum => Some(runs),
+            _ => None,
+        })
+    }
+
+    /// The same for a block of delayed messages.
+    pub(crate) fn timers(
+        &mut self,
+        bucket: u64,
+        first: Reference,
+        sum: u32,
+    ) -> Result<Option<Box<TimerBlock>>, RestoreError> {
+        self.block(BlockKey::Timers { bucket, first: first.word() }, |block| match block {
+            Block::Timers(timers) if encode_timer_block(&timers).1 == sum => Some(timers),
+            _ => None,
+        })
+    }
+
+    fn block<T>(&mut self, key: BlockKey, take: impl Fn(Block) -> Option<T>) -> Result<Option<T>, RestoreError> {
+        while let Some((found, block)) = self.0.next_block()? {
+            if found < key {
                 continue;
             }
-            if (found, begins) == (channel, first) && encode_run_block(&runs).1 == sum {
-                return Ok(Some(runs));
-            }
-            return Err(RestoreError::Contradiction("a block that left the memory is not in the snapshot before"));
+            let taken = if found == key { take(block) } else { None };
+            let missing = RestoreError::Contradiction("a block that left the memory is not in the snapshot before");
+            return taken.map(Some).ok_or(missing);
         }
         if self.0.ended {
             return Err(RestoreError::Contradiction("a block that left the memory is in no snapshot"));
@@ -148,10 +194,11 @@ impl SnapshotBlocks {
     ///
     /// The chunks are no snapshot, or damaged.
     pub fn next_block(&mut self) -> Result<Option<(BlockKey, Bytes)>, RestoreError> {
-        while let Some((channel, seal, runs)) = self.0.next_block()? {
-            if let (Seal::Sealed { .. }, Some(first)) = (seal, runs.first()) {
-                let key = BlockKey::Runs { channel, first_sequence: first.first_sequence };
-                return Ok(Some((key, encode_run_block(&runs).0)));
+        while let Some((key, block)) = self.0.next_block()? {
+            match block {
+                Block::Runs(Seal::Open, _) => {}
+                Block::Runs(Seal::Sealed { .. }, runs) => return Ok(Some((key, encode_run_block(&runs).0))),
+                Block::Timers(timers) => return Ok(Some((key, encode_timer_block(&timers).0))),
             }
         }
         Ok(None)

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use crate::channel::{Channel, ChannelId, Gone};
 use crate::copies::Copy;
 use crate::effect::{BlockKey, Effect, Outcome, Refusal};
+use crate::memory::ChannelMemory;
 use crate::name::{Kind, Name, NameKey};
 use crate::operation::{MoveItem, MoveMode, TimerRef};
 use crate::reference::Reference;
 use crate::sequences::Sequences;
 use crate::state::{Applying, State};
-use crate::timers::{Expiration, Timer};
+use crate::timer::{Scheduled, Timer};
+use crate::timers::Released;
 
 const NANOS_PER_MS: u64 = 1_000_000;
 
@@ -19,11 +21,10 @@ impl State {
     /// Lets `change` have a channel for itself, and counts what that does to the memory of the index.
     pub(crate) fn change<T>(&mut self, id: ChannelId, change: impl FnOnce(&mut Channel) -> T) -> Option<T> {
         let channel = Arc::make_mut(self.channels.get_mut(&id)?);
-        let (before, sealed_before) = (channel.index_bytes(), channel.runs.sealed_here_bytes());
+        let before = ChannelMemory::of(channel);
         let result = change(channel);
-        let (after, sealed_after) = (channel.index_bytes(), channel.runs.sealed_here_bytes());
-        self.channel_bytes = self.channel_bytes.saturating_sub(before).saturating_add(after);
-        self.sealed_bytes = self.sealed_bytes.saturating_sub(sealed_before).saturating_add(sealed_after);
+        let after = ChannelMemory::of(channel);
+        self.channel_memory.replace(before, after);
         Some(result)
     }
 
@@ -48,7 +49,7 @@ impl State {
         let id = ChannelId(at.word());
         let name: Arc<str> = Arc::from(name.as_str());
         let channel = Channel::new(id, kind, Arc::clone(&name), applying.time);
-        self.channel_bytes = self.channel_bytes.saturating_add(channel.index_bytes());
+        self.channel_memory.replace(ChannelMemory::default(), ChannelMemory::of(&channel));
         self.channels.insert(id, Arc::new(channel));
         if let Some(names) = self.names.get_mut(kind.place()) {
             names.insert(NameKey(Arc::clone(&name)), id);
@@ -73,8 +74,7 @@ impl State {
         let time = applying.time;
         if delay_ms > 0 {
             let due = time.saturating_add(delay_ms.saturating_mul(NANOS_PER_MS));
-            let expiration = Expiration::from_ms(expiration_ms);
-            self.schedule(Timer { due, body: at, channel: id, expiration, bytes }, applying);
+            self.schedule(Timer { due, body: at, scheduled: Scheduled::new(id, expiration_ms, bytes) }, applying);
             return Ok(Outcome::Scheduled { time, due });
         }
         let stored = self.change(id, |channel| {
@@ -92,13 +92,16 @@ impl State {
     }
 
     fn schedule(&mut self, timer: Timer, applying: &mut Applying) {
-        self.change(timer.channel, |channel| {
+        // No two parts of a log have one name; whoever applies what is no log finds one of them.
+        if !self.timers.is_behind(&timer) {
+            return;
+        }
+        self.change(timer.scheduled.channel, |channel| {
             channel.last_activity = applying.time;
             channel.totals.delayed = channel.totals.delayed.saturating_add(1);
         });
-        if let Some(sealed) = self.timers.add(timer) {
-            let key = BlockKey::Timers { bucket: sealed.bucket, number: sealed.number };
-            applying.effects.push(Effect::Sealed { key, block: sealed.bytes });
+        if let Some((key, block)) = self.timers.add(timer) {
+            applying.effects.push(Effect::Sealed { key, block });
         }
         applying.due = Some(applying.due.map_or(timer.due, |due| due.min(timer.due)));
     }
@@ -241,20 +244,24 @@ impl State {
     pub(crate) fn release(&mut self, timers: &[TimerRef], applying: &mut Applying) -> Outcome {
         let time = applying.time;
         let mut count = 0;
-        for timer in timers.iter().filter(|timer| timer.due <= time && timer.entry < crate::limits::ENTRY_BOUND) {
-            let Some(timer) = self.timers.take(timer.due, Reference::new(timer.entry, timer.part)) else { continue };
-            let stored = self.change(timer.channel, |channel| {
+        for timer in timers.iter().filter(|timer| timer.due <= time) {
+            let Some(Released { timer, dropped }) = self.timers.release(timer) else { continue };
+            if let Some(key) = dropped {
+                applying.effects.push(Effect::Dropped { key });
+            }
+            let Scheduled { channel, expiration, bytes } = timer.scheduled;
+            let stored = self.change(channel, |channel| {
                 channel.last_activity = time;
                 channel.totals.delayed = channel.totals.delayed.saturating_sub(1);
-                channel.count_sent(u64::from(timer.bytes));
+                channel.count_sent(u64::from(bytes));
                 channel.store_copy(Copy {
                     sequence: 0,
                     time,
-                    expires_at: timer.expiration.from(time),
+                    expires_at: expiration.from(time),
                     rerouted_from: None,
                     body: timer.body,
                     receive_count: 0,
-                    bytes: timer.bytes,
+                    bytes,
                     cleared_policy: false,
                     fresh: true,
                 })
@@ -262,7 +269,7 @@ impl State {
             // The channel may be gone; then this was all that was left of the message.
             if stored.is_some() {
                 count += 1;
-                applying.stored_in(timer.channel);
+                applying.stored_in(channel);
             }
         }
         Outcome::Released { count }
@@ -302,8 +309,7 @@ impl State {
 
     fn remove(&mut self, id: ChannelId, applying: &mut Applying) -> bool {
         let Some(channel) = self.channels.remove(&id) else { return false };
-        self.channel_bytes = self.channel_bytes.saturating_sub(channel.index_bytes());
-        self.sealed_bytes = self.sealed_bytes.saturating_sub(channel.runs.sealed_here_bytes());
+        self.channel_memory.replace(ChannelMemory::of(&channel), ChannelMemory::default());
         if let Some(names) = self.names.get_mut(channel.kind().place()) {
             names.remove(channel.name().as_bytes());
         }

@@ -3,7 +3,7 @@
 use crate::limits::ENTRY_BOUND;
 
 /// An entry index (48 bits) and a part of that entry (16 bits), ordered as they lie in the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Reference(u64);
 
 impl Reference {

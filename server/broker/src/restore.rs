@@ -12,7 +12,8 @@ use crate::codec::{
 };
 use crate::copies::Copy;
 use crate::effect::{Outcome, Refusal};
-use crate::limits::{BITMAP_BLOCK, COPIES_PER_BLOCK, CURSORS_PER_CHANNEL, Limits, RUNS_PER_BLOCK};
+use crate::limits::{BITMAP_BLOCK, COPIES_PER_BLOCK, CURSORS_PER_CHANNEL, Limits, RUNS_PER_BLOCK, TIMERS_PER_BLOCK};
+use crate::memory::ChannelMemory;
 use crate::name::{Kind, Name, NameKey};
 use crate::origins::Origin;
 use crate::previous::Records;
@@ -20,11 +21,12 @@ use crate::reference::Reference;
 use crate::runs::{Run, Runs, SEALED_LIST_BYTES, Seal};
 use crate::settled::{Bits, Settled};
 use crate::snapshot::{
-    CHANNEL, COPIES, CURSORS, END, FULL, HEADER, MAGIC, OLDEST_VERSION, ORIGIN, PARTIAL, RESULTS, RUNS, TIMERS,
-    VERSION, WITHOUT_SIZES, WITHOUT_USE,
+    CHANNEL, COPIES, CURSORS, END, FULL, HEADER, MAGIC, OLDEST_VERSION, ORIGIN, PARTIAL, RESULTS, RUNS, TIMER_BLOCK,
+    TIMERS, VERSION, WITHOUT_SIZES, WITHOUT_TIMER_BLOCKS, WITHOUT_USE,
 };
 use crate::state::State;
-use crate::timers::{Expiration, Timer};
+use crate::timer::{BUCKET, Expiration, Scheduled, Timer};
+use crate::timers::{RestoredTimers, SEALED_TIMERS_BYTES};
 
 /// Sequences stay below this bound, so that counting on never overflows.
 const SEQUENCE_BOUND: u64 = 1 << 62;
@@ -92,6 +94,8 @@ struct Reader {
     origin: Option<BuildingOrigin>,
     /// Timers per channel, to be compared with what the channels say.
     delayed: BTreeMap<ChannelId, u64>,
+    /// Timers that stand one by one.
+    timers: Vec<Timer>,
     /// Channel names that copies repeat.
     names: BTreeMap<NameKey, ()>,
     /// Bytes of sealed blocks that may still stay in memory.
@@ -155,6 +159,7 @@ impl Restoring {
                 building: None,
                 origin: None,
                 delayed: BTreeMap::new(),
+                timers: Vec::new(),
                 names: BTreeMap::new(),
                 room: self.room,
             });
@@ -204,7 +209,9 @@ fn read_header(header: &mut Bytes) -> Result<(u8, State), RestoreError> {
     let mut state = State::new(Limits { channels, origins });
     state.entry = entry;
     state.time = time;
-    state.timers.advance(time, &mut Vec::new());
+    if version <= WITHOUT_TIMER_BLOCKS {
+        state.timers.without_blocks(entry);
+    }
     Ok((version, state))
 }
 
@@ -241,7 +248,13 @@ impl Reader {
                 let taken = channel.copies.restore_block(copies, next);
                 taken.ok_or(RestoreError::Contradiction("copies are out of order"))
             }
-            TIMERS => self.timers(record).ok_or(RestoreError::Record(tag)),
+            TIMERS if self.version <= WITHOUT_TIMER_BLOCKS => {
+                read_single_timers(record, &mut self.timers).ok_or(RestoreError::Record(tag))
+            }
+            TIMER_BLOCK if self.version > WITHOUT_TIMER_BLOCKS => {
+                let (bucket, is_sealed, block) = read_timers(record).ok_or(RestoreError::Record(tag))?;
+                self.timers(bucket, is_sealed, block)
+            }
             ORIGIN => {
                 self.origin = Some(read_origin(record).map_err(unreadable)?);
                 Ok(())
@@ -307,27 +320,39 @@ impl Reader {
         if names.insert(NameKey(Arc::clone(channel.name())), id).is_some() {
             return Err(RestoreError::Contradiction("two channels have one name"));
         }
-        self.state.channel_bytes = self.state.channel_bytes.saturating_add(channel.index_bytes());
-        self.state.sealed_bytes = self.state.sealed_bytes.saturating_add(channel.runs.sealed_here_bytes());
+        self.state.channel_memory.replace(ChannelMemory::default(), ChannelMemory::of(&channel));
         self.state.channels.insert(id, Arc::new(channel));
         Ok(())
     }
 
-    fn timers(&mut self, record: &mut Bytes) -> Option<()> {
-        for _ in 0..take_number(record).ok()? {
-            let due = take_number(record).ok()?;
-            let body = Reference::from_word(take_number(record).ok()?);
-            let channel = ChannelId(take_number(record).ok()?);
-            let expiration = Expiration(take_number_u32(record).ok()?);
-            let bytes = take_number_u32(record).ok()?;
-            let before = self.state.timers.count();
-            self.state.timers.add(Timer { due, body, channel, expiration, bytes });
-            if self.state.timers.count() == before {
-                return None;
+    fn timers(&mut self, bucket: u64, is_sealed: bool, block: RestoredTimers) -> Result<(), RestoreError> {
+        for timer in &block.timers {
+            if block.released.binary_search(&timer.body).is_err() {
+                *self.delayed.entry(timer.scheduled.channel).or_default() += 1;
             }
-            *self.delayed.entry(channel).or_default() += 1;
         }
-        Some(())
+        let taken = if is_sealed {
+            let stays = self.room >= SEALED_TIMERS_BYTES;
+            self.room -= if stays { SEALED_TIMERS_BYTES } else { 0 };
+            self.state.timers.restore_sealed(bucket, block, stays)
+        } else {
+            self.state.timers.restore_open(bucket, block)
+        };
+        taken.ok_or(RestoreError::Contradiction("delayed messages are out of order"))
+    }
+
+    /// Puts those that stood one by one into blocks.
+    fn finish_timers(&mut self) -> Result<(), RestoreError> {
+        let mut timers = std::mem::take(&mut self.timers);
+        timers.sort_unstable_by_key(|timer| timer.body);
+        for timer in timers {
+            if !self.state.timers.is_behind(&timer) {
+                return Err(RestoreError::Contradiction("a delayed message is there twice"));
+            }
+            *self.delayed.entry(timer.scheduled.channel).or_default() += 1;
+            self.state.timers.add(timer);
+        }
+        Ok(())
     }
 
     fn results(&mut self, record: &mut Bytes) -> Option<()> {
@@ -354,6 +379,7 @@ impl Reader {
     fn finish(mut self) -> Result<State, RestoreError> {
         self.finish_origin()?;
         self.finish_channel()?;
+        self.finish_timers()?;
         for channel in self.state.channels.values() {
             let delayed = self.delayed.get(&channel.id()).copied().unwrap_or_default();
             if channel.totals.delayed != delayed {
@@ -441,6 +467,42 @@ pub(crate) fn read_runs(record: &mut Bytes, version: u8) -> Option<(Seal, Vec<Ru
         runs.push(Run { first_sequence, entry, first_part, count, bytes });
     }
     Some((seal, runs))
+}
+
+/// Reads a block of delayed messages: its bucket, whether it was sealed, and what is in it.
+pub(crate) fn read_timers(record: &mut Bytes) -> Option<(u64, bool, RestoredTimers)> {
+    let is_sealed = take_flag(record)?;
+    let bucket = take_number(record).ok()?;
+    let begin = bucket.checked_mul(BUCKET)?;
+    let count = usize::try_from(take_number(record).ok()?).ok().filter(|count| *count <= TIMERS_PER_BLOCK)?;
+    let mut timers = Vec::with_capacity(count);
+    let (mut body, mut channel) = (0_u64, 0);
+    for _ in 0..count {
+        let due = begin.checked_add(take_number(record).ok()?)?;
+        body = body.checked_add(take_number(record).ok()?)?;
+        channel ^= take_number(record).ok()?;
+        let expiration = Expiration(take_number_u32(record).ok()?);
+        let scheduled = Scheduled { channel: ChannelId(channel), expiration, bytes: take_number_u32(record).ok()? };
+        timers.push(Timer { due, body: Reference::from_word(body), scheduled });
+    }
+    let mut released = Vec::new();
+    for _ in 0..take_number(record).ok()? {
+        released.push(timers.get(usize::from(take_byte(record).ok()?))?.body);
+    }
+    Some((bucket, is_sealed, RestoredTimers { timers, released }))
+}
+
+/// Reads delayed messages as they stood up to version 4.
+fn read_single_timers(record: &mut Bytes, timers: &mut Vec<Timer>) -> Option<()> {
+    for _ in 0..take_number(record).ok()? {
+        let due = take_number(record).ok()?;
+        let body = Reference::from_word(take_number(record).ok()?);
+        let channel = ChannelId(take_number(record).ok()?);
+        let expiration = Expiration(take_number_u32(record).ok()?);
+        let bytes = take_number_u32(record).ok()?;
+        timers.push(Timer { due, body, scheduled: Scheduled { channel, expiration, bytes } });
+    }
+    Some(())
 }
 
 fn read_copies(record: &mut Bytes, names: &mut BTreeMap<NameKey, ()>) -> Option<Vec<Copy>> {

@@ -4,7 +4,7 @@
 //!
 //! A record is its length, its tag and its content. The stream opens with a header and ends with a checksum of
 //! everything before. A channel is its head, then its marks, its readers' places, its blocks of runs and its blocks of
-//! copies.
+//! copies. Delayed messages follow, by the minute, in their blocks.
 
 use std::collections::btree_map;
 use std::sync::Arc;
@@ -20,13 +20,16 @@ use crate::limits::{SNAPSHOT_CHUNK, SNAPSHOT_RECORD};
 use crate::living::LivingWalk;
 use crate::origins::Origin;
 use crate::previous::{Piece, Previous};
+use crate::reference::Reference;
 use crate::restore::RestoreError;
 use crate::runs::Run;
 use crate::state::State;
-use crate::timers::Timer;
+use crate::timer::{BUCKET, Timer};
 
 pub(crate) const MAGIC: &[u8; 4] = b"KMQB";
-pub(crate) const VERSION: u8 = 4;
+pub(crate) const VERSION: u8 = 5;
+/// Up to this version delayed messages stand one by one, and not in their blocks.
+pub(crate) const WITHOUT_TIMER_BLOCKS: u8 = 4;
 /// Up to this version a limit of the index stands in the header, and a sealed block does not say its size.
 pub(crate) const WITHOUT_SIZES: u8 = 3;
 /// Up to this version places of readers do not say when they were used.
@@ -45,6 +48,7 @@ pub(crate) const ORIGIN: u8 = 8;
 pub(crate) const RESULTS: u8 = 9;
 pub(crate) const END: u8 = 10;
 pub(crate) const CURSORS: u8 = 11;
+pub(crate) const TIMER_BLOCK: u8 = 12;
 
 /// Things of one sort in one record.
 const PER_RECORD: usize = 1024;
@@ -91,8 +95,7 @@ impl Snapshot {
             let sealed = channel.runs.sealed_blocks();
             sealed.map(|(first_sequence, block)| (BlockKey::Runs { channel: channel.id(), first_sequence }, block))
         });
-        let timers = self.state.timers.sealed_blocks();
-        runs.chain(timers.map(|(bucket, number, block)| (BlockKey::Timers { bucket, number }, block)))
+        runs.chain(self.state.timers.sealed_blocks())
     }
 
     /// Its bytes, in chunks of at most 1 MiB, each made when it is asked for.
@@ -111,7 +114,8 @@ enum Stage {
     Runs(Arc<Channel>, u64),
     /// Blocks of copies from this sequence on.
     Copies(Arc<Channel>, u64),
-    Timers,
+    /// Blocks of delayed messages from this bucket, and from this one in it on.
+    Timers(u64, Reference),
     Origins,
     End,
     Done,
@@ -122,28 +126,18 @@ enum Stage {
 pub struct SnapshotChunks {
     state: State,
     channels: btree_map::IntoIter<ChannelId, Arc<Channel>>,
-    timers: Option<TimerBatches>,
     stage: Stage,
     previous: Previous,
     out: BytesMut,
     sum: Checksum,
 }
 
-/// Timers in pieces: the ones that are left are taken over from the state.
-#[derive(Debug)]
-struct TimerBatches {
-    left: crate::timers::Timers,
-    taken: Vec<Timer>,
-}
-
 impl SnapshotChunks {
     fn new(mut state: State) -> Self {
         let channels = std::mem::take(&mut state.channels).into_iter();
-        let timers = TimerBatches { left: std::mem::take(&mut state.timers), taken: Vec::new() };
         Self {
             state,
             channels,
-            timers: Some(timers),
             stage: Stage::Header,
             previous: Previous::default(),
             out: BytesMut::new(),
@@ -160,6 +154,7 @@ impl SnapshotChunks {
         while self.out.len() < SNAPSHOT_CHUNK && !matches!(self.stage, Stage::Done) {
             let (stage, needs_more) = match std::mem::replace(&mut self.stage, Stage::Done) {
                 Stage::Runs(channel, from) => self.runs(channel, from)?,
+                Stage::Timers(bucket, from) => self.timers(bucket, from)?,
                 stage => (self.step(stage), false),
             };
             self.stage = stage;
@@ -219,7 +214,7 @@ impl SnapshotChunks {
                     self.cursors(&channel);
                     Stage::Runs(channel, 0)
                 }
-                None => Stage::Timers,
+                None => Stage::Timers(0, Reference::default()),
             },
             Stage::Runs(channel, _) => Stage::Copies(channel, 0),
             Stage::Copies(channel, from) => match channel.copies.block_from(from) {
@@ -229,7 +224,7 @@ impl SnapshotChunks {
                 }
                 None => Stage::Channels,
             },
-            Stage::Timers => self.timers(),
+            Stage::Timers(bucket, from) => Stage::Timers(bucket, from),
             Stage::Origins => {
                 self.origins();
                 Stage::End
@@ -254,7 +249,7 @@ impl SnapshotChunks {
         };
         match block.runs() {
             Some(runs) => self.record(RUNS, |out| put_runs(out, runs, Some(block.bytes()))),
-            None => match self.previous.block(channel.id(), *first, block.sum())? {
+            None => match self.previous.runs(channel.id(), *first, block.sum())? {
                 Some(runs) => self.record(RUNS, |out| put_runs(out, &runs, Some(block.bytes()))),
                 None => return Ok((Stage::Runs(channel, from), true)),
             },
@@ -326,22 +321,32 @@ impl SnapshotChunks {
         }
     }
 
-    fn timers(&mut self) -> Stage {
-        let Some(mut batches) = self.timers.take() else { return Stage::Origins };
-        batches.taken.clear();
-        if !batches.left.take_some(PER_RECORD, &mut batches.taken) {
-            return Stage::Origins;
-        }
-        for timers in batches.taken.chunks(PER_RECORD) {
-            self.record(TIMERS, |out| {
-                put_number(out, timers.len() as u64);
-                for timer in timers {
-                    put_timer(out, timer);
+    /// Writes the next block of delayed messages; says what comes next, and whether more of the snapshot before is needed
+    /// first.
+    fn timers(&mut self, wanted: u64, from: Reference) -> Result<(Stage, bool), RestoreError> {
+        let none = Reference::default();
+        let Some((number, bucket)) = self.state.timers.bucket_from(wanted) else {
+            return Ok((Stage::Origins, false));
+        };
+        let (bucket, from) = (Arc::clone(bucket), if number == wanted { from } else { none });
+        let Some((first, block)) = bucket.sealed_from(from).next() else {
+            let (open, released) = bucket.open();
+            if !open.is_empty() {
+                self.record(TIMER_BLOCK, |out| put_timers(out, number, false, open, released));
+            }
+            let next = number.checked_add(1).map_or(Stage::Origins, |next| Stage::Timers(next, none));
+            return Ok((next, false));
+        };
+        match block.timers() {
+            Some(timers) => self.record(TIMER_BLOCK, |out| put_timers(out, number, true, timers, block.released())),
+            None => match self.previous.timers(number, *first, block.sum())? {
+                Some(timers) => {
+                    self.record(TIMER_BLOCK, |out| put_timers(out, number, true, &*timers, block.released()));
                 }
-            });
+                None => return Ok((Stage::Timers(number, from), true)),
+            },
         }
-        self.timers = Some(batches);
-        Stage::Timers
+        Ok((Stage::Timers(number, Reference::from_word(first.word().saturating_add(1))), false))
     }
 
     fn origins(&mut self) {
@@ -428,12 +433,27 @@ fn put_copies(out: &mut BytesMut, copies: &[Copy]) {
     }
 }
 
-fn put_timer(out: &mut BytesMut, timer: &Timer) {
-    put_number(out, timer.due);
-    put_number(out, timer.body.word());
-    put_number(out, timer.channel.0);
-    put_number(out, u64::from(timer.expiration.0));
-    put_number(out, u64::from(timer.bytes));
+/// Writes a block of delayed messages, sealed or open, and which of them are released.
+fn put_timers(out: &mut BytesMut, bucket: u64, is_sealed: bool, timers: &[Timer], released: &[Reference]) {
+    out.put_u8(u8::from(is_sealed));
+    put_number(out, bucket);
+    put_number(out, timers.len() as u64);
+    let (mut body, mut channel) = (0, 0);
+    for timer in timers {
+        put_number(out, timer.due - bucket * BUCKET);
+        put_number(out, timer.body.word() - body);
+        // Most of them go to the channel that the one before goes to.
+        put_number(out, timer.scheduled.channel.0 ^ channel);
+        put_number(out, u64::from(timer.scheduled.expiration.0));
+        put_number(out, u64::from(timer.scheduled.bytes));
+        (body, channel) = (timer.body.word(), timer.scheduled.channel.0);
+    }
+    put_number(out, released.len() as u64);
+    for (place, timer) in timers.iter().enumerate() {
+        if released.binary_search(&timer.body).is_ok() {
+            out.put_u8(place as u8);
+        }
+    }
 }
 
 /// An outcome as three numbers: which one, and its values.

@@ -7,16 +7,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::channel::{Channel, ChannelId};
-use crate::effect::{Answer, Applied, BatchAnswer, BlockKey, Effect, Outcome, Refusal};
+use crate::effect::{Answer, Applied, BatchAnswer, Effect, Outcome, Refusal};
 use crate::limits::{ENTRY_BOUND, Limits};
+use crate::memory::ChannelMemory;
 use crate::name::{Kind, NameKey};
-use crate::operation::{Operation, TimerRef};
+use crate::operation::Operation;
 use crate::origins::{BatchView, Origins};
 use crate::reference::Reference;
 use crate::restore::{RestoreError, Restoring};
-use crate::runs::{SEALED_LIST_BYTES, decode_run_block};
 use crate::snapshot::Snapshot;
-use crate::timers::Timers;
+use crate::timers::{Due, Timers};
 
 /// Channels of one kind, by name.
 pub(crate) type Names = BTreeMap<NameKey, ChannelId>;
@@ -33,10 +33,7 @@ pub struct State {
     pub(crate) names: [Names; Kind::ALL.len()],
     pub(crate) timers: Timers,
     pub(crate) origins: Origins,
-    /// What all channels cost in RAM.
-    pub(crate) channel_bytes: u64,
-    /// What of that are sealed blocks of runs.
-    pub(crate) sealed_bytes: u64,
+    pub(crate) channel_memory: ChannelMemory,
 }
 
 /// A delayed message: when it is due, and where it is.
@@ -82,8 +79,7 @@ impl State {
             names: Default::default(),
             timers: Timers::default(),
             origins: Origins::default(),
-            channel_bytes: 0,
-            sealed_bytes: 0,
+            channel_memory: ChannelMemory::default(),
         }
     }
 
@@ -103,7 +99,6 @@ impl State {
         self.entry = entry;
         self.time = self.time.max(time);
         let mut applying = Applying { time: self.time, effects: Vec::new(), ready: Vec::new(), due: None };
-        self.advance_timers(&mut applying);
         for batch in batches {
             let answer = match self.origins.answer(batch) {
                 Some(answer) => answer,
@@ -158,14 +153,6 @@ impl State {
                 self.move_cursor(channel, &reader, after, (events, bytes), applying)
             }
             Operation::ForgetCursors { channel, before } => Ok(self.forget_cursors(channel, before)),
-        }
-    }
-
-    fn advance_timers(&mut self, applying: &mut Applying) {
-        let mut dropped = Vec::new();
-        self.timers.advance(self.time, &mut dropped);
-        for (bucket, number) in dropped {
-            applying.effects.push(Effect::Dropped { key: BlockKey::Timers { bucket, number } });
         }
     }
 
@@ -233,39 +220,27 @@ impl State {
         self.timers.count()
     }
 
-    /// What the index costs in RAM: channels, runs, copies, timers and bitmaps.
-    #[must_use]
-    pub fn index_bytes(&self) -> u64 {
-        self.channel_bytes.saturating_add(self.timers.index_bytes())
-    }
-
     /// The latest epoch of node `origin` of which a batch was applied: its next one must be greater.
     #[must_use]
     pub fn origin_epoch(&self, origin: u64) -> Option<u64> {
         self.origins.epoch(origin)
     }
 
-    /// At most `max` delayed messages that are due at `now`, in the order in which they should be released.
-    #[must_use]
-    pub fn due(&self, now: u64, max: usize) -> Vec<TimerRef> {
-        self.timers.due(now, max)
+    /// What to release at `now`, at most `max` delayed messages; looks `ahead` of that, in nanoseconds, for blocks that
+    /// must come back into memory first.
+    pub fn due(&mut self, now: u64, ahead: u64, max: usize) -> Due {
+        self.timers.due(now, ahead, max)
     }
 
-    /// All delayed messages whose channel still exists, in no order that means anything.
+    /// All delayed messages whose channel still exists and whose block is in memory, in no order that means anything.
     pub fn delayed(&self) -> impl Iterator<Item = Delayed> + '_ {
-        let timers = self.timers.iter().filter(|timer| self.channels.contains_key(&timer.channel));
+        let timers = self.timers.iter().filter(|timer| self.channels.contains_key(&timer.scheduled.channel));
         timers.map(|timer| Delayed {
             due: timer.due,
-            channel: timer.channel,
+            channel: timer.scheduled.channel,
             entry: timer.body.entry(),
             part: timer.body.part(),
         })
-    }
-
-    /// When to look at [`State::due`] next: when the first delayed message is due, or earlier while all are far away.
-    #[must_use]
-    pub fn next_due(&self) -> Option<u64> {
-        self.timers.next_due()
     }
 
     /// At most `max` channels that nobody created explicitly, that are empty and were not used since `before`, each
@@ -278,7 +253,8 @@ impl State {
     }
 
     /// The state as it is now, to be written down elsewhere while this one goes on. Costs one shared pointer for each
-    /// channel, second with near timers, and block of far ones; a channel is copied, by its blocks, when it changes.
+    /// channel and for each minute in which delayed messages are due; one of them is copied, by its blocks, when it
+    /// changes.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         // Names stand in the channels; the catalogue is made again when a snapshot is read.
@@ -290,8 +266,7 @@ impl State {
             names: Default::default(),
             timers: self.timers.clone(),
             origins: self.origins.clone(),
-            channel_bytes: self.channel_bytes,
-            sealed_bytes: self.sealed_bytes,
+            channel_memory: self.channel_memory,
         })
     }
 
@@ -307,51 +282,6 @@ impl State {
     #[must_use]
     pub fn digest(&self) -> u64 {
         crate::digest::digest(self)
-    }
-
-    /// What sealed blocks of runs cost in RAM that are in memory: so much could leave it.
-    #[must_use]
-    pub fn sealed_bytes(&self) -> u64 {
-        self.sealed_bytes
-    }
-
-    /// How many sealed blocks of runs are in memory.
-    #[must_use]
-    pub fn sealed_blocks(&self) -> u64 {
-        self.sealed_bytes / SEALED_LIST_BYTES
-    }
-
-    /// Lets blocks of runs leave the memory that the index on disk and a durable snapshot of entry `durable` hold, until
-    /// at most `goal` bytes of index are left. The first `keep` blocks of each channel stay: they are read next. Begins
-    /// with the channel `from` and looks at no more than `most` channels and lets no more than about as many blocks go;
-    /// gives back where to go on.
-    pub fn let_go(&mut self, durable: u64, goal: u64, keep: usize, from: ChannelId, most: usize) -> Option<ChannelId> {
-        let ids: Vec<ChannelId> = self.channels.range(from..).take(most + 1).map(|(id, _)| *id).collect();
-        let mut left = most;
-        for id in ids.iter().take(most).copied() {
-            let excess = self.index_bytes().saturating_sub(goal);
-            if excess == 0 {
-                return None;
-            }
-            let wanted = usize::try_from(excess.div_ceil(SEALED_LIST_BYTES)).unwrap_or(usize::MAX).min(left.max(1));
-            let can = |channel: &Arc<Channel>| channel.runs.can_let_go(durable, keep);
-            if !self.channels.get(&id).is_some_and(can) {
-                continue;
-            }
-            let gone = self.change(id, |channel| channel.runs.let_go(durable, keep, wanted)).unwrap_or_default();
-            left = left.saturating_sub(gone);
-            if left == 0 {
-                return Some(id);
-            }
-        }
-        ids.get(most).copied()
-    }
-
-    /// Takes a block of runs back into memory that had left it; false when it is not needed any more or is not that
-    /// block.
-    pub fn bring_back(&mut self, id: ChannelId, first_sequence: u64, block: &Bytes) -> bool {
-        let Some(runs) = decode_run_block(block) else { return false };
-        self.change(id, |channel| channel.runs.bring_back(first_sequence, runs)).unwrap_or_default()
     }
 }
 

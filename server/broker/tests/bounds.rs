@@ -23,7 +23,7 @@ fn longer_lists_are_malformed() {
         items: (1..=count as u64).map(item).collect(),
     };
     let released = |count: usize| Operation::Release {
-        timers: (1..=count as u64).map(|entry| TimerRef { due: 1, entry, part: 1 }).collect(),
+        timers: (1..=count as u64).map(|entry| TimerRef { due: 1, entry, part: 1, scheduled: None }).collect(),
     };
     // Every other one, so that each is a range of its own.
     let acked = |count: usize| Operation::Ack {

@@ -8,8 +8,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use common::Random;
 use kubemq_broker::limits::SNAPSHOT_RECORD;
 use kubemq_broker::{
-    BatchView, ChannelId, Kind, MoveItem, MoveMode, Name, Operation, Reader, RestoreError, Sequences, Start, State,
-    TimerRef,
+    BatchView, ChannelId, Coldest, Kind, MoveItem, MoveMode, Name, Operation, Reader, RestoreError, Sequences, Start,
+    State, TimerRef,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -31,7 +31,7 @@ fn operations() -> Vec<Operation> {
         Operation::Ack { channel: ChannelId(65_537), sequences: [1, 3, 4, 900].into_iter().collect() },
         Operation::Move { from: ChannelId(65_537), to: (Kind::Queue, name("dead")), mode: MoveMode::DeadLetter, items },
         Operation::Drop { channel: ChannelId(65_537), sequences: Sequences::range(5, u64::MAX) },
-        Operation::Release { timers: vec![TimerRef { due: 7, entry: 3, part: 1 }] },
+        Operation::Release { timers: vec![TimerRef { due: 7, entry: 3, part: 1, scheduled: None }] },
         Operation::Create { kind: Kind::Events, channel: name("events") },
         Operation::Delete { kind: Kind::Queue, channel: name("dead") },
         Operation::Purge { kind: Kind::Queue, channel: name("q"), upto: 60, held: Sequences::range(9, 12) },
@@ -232,11 +232,46 @@ fn places_that_the_second_version_wrote_are_read() {
 }
 
 #[test]
+fn delayed_messages_that_the_fourth_version_wrote_are_read() {
+    // Written by the last program of that version: 150 delayed messages of two channels, of which half were near; the
+    // other channel was deleted, and nine messages were released.
+    let sample = Bytes::from_static(include_bytes!("samples/version_4.snapshot"));
+    let mut state = State::restore([sample]).unwrap();
+    let b = state.channel(Kind::Queue, "b").unwrap();
+    assert_eq!((b.totals().delayed, b.waiting(), state.timer_count()), (94, 6, 141));
+    assert_eq!(state.snapshot().living().all().unwrap().len(), 100, "those of the deleted channel are not needed");
+    // The blocks that they lie in now stand in no snapshot yet.
+    let mut next = Some(Coldest::default());
+    while let Some(from) = next {
+        next = state.let_go(state.entry(), 0, 0, from, 99);
+    }
+    assert_eq!(state.sealed_blocks(), 2);
+    let again = State::restore(state.snapshot().chunks().all().unwrap()).unwrap();
+    assert_eq!((again.digest(), again.index_bytes()), (state.digest(), state.index_bytes()));
+
+    // They are released as they were due: those in the log behind that snapshot do not say what becomes of them.
+    let later = state.time() + 7_200 * SECOND;
+    let due = state.due(later, SECOND, 1_000).timers;
+    assert_eq!(due.len(), 141);
+    assert!(due.is_sorted());
+    let (old, new) = due.split_at(70);
+    let old = old.iter().map(|timer| TimerRef { scheduled: None, ..*timer }).collect();
+    for timers in [old, new.to_vec()] {
+        let release = [Operation::Release { timers }.to_bytes()];
+        let entry = state.entry() + 1;
+        let view = BatchView { origin: entry, epoch: 1, number: 1, first_part: 1, operations: &release };
+        assert_eq!(state.apply(entry, later, &[view]).answers.len(), 1);
+    }
+    let b = state.channel(Kind::Queue, "b").unwrap();
+    assert_eq!((b.totals().delayed, b.waiting(), state.timer_count()), (0, 100, 0));
+}
+
+#[test]
 fn another_version_is_named() {
     let mut bytes = written(&State::default());
     // Length, tag, four letters, version.
-    bytes[6] = 5;
-    assert_eq!(State::restore([bytes.into()]).err(), Some(RestoreError::UnknownVersion(5)));
+    bytes[6] = 6;
+    assert_eq!(State::restore([bytes.into()]).err(), Some(RestoreError::UnknownVersion(6)));
     assert_eq!(State::restore([Bytes::from_static(b"\x05hello")]).err(), Some(RestoreError::NotASnapshot));
 }
 
@@ -333,8 +368,8 @@ fn damage_with_a_right_checksum_is_refused_or_leaves_a_state_that_works() {
         }
         apply(&mut state, &readable);
         let later = state.time().saturating_add(10_000 * SECOND);
-        let due = state.due(later, 100);
-        apply(&mut state, &[Operation::Release { timers: due }.to_bytes()]);
+        let due = state.due(later, SECOND, 100);
+        apply(&mut state, &[Operation::Release { timers: due.timers }.to_bytes()]);
         let again =
             State::restore(state.snapshot().chunks().all().unwrap()).expect("what was taken can be written again");
         assert_eq!(again.digest(), state.digest());

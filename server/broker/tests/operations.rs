@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use kubemq_broker::{
     Answer, Applied, BatchView, BlockKey, ChannelId, Effect, Kind, Limits, MoveItem, MoveMode, Name, Operation,
-    Outcome, Reader, Refusal, Sequences, Start, State, Stored, TimerRef, decode_run_block,
+    Outcome, Reader, Refusal, Scheduled, Sequences, Start, State, Stored, TimerRef, decode_run_block,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -321,20 +321,21 @@ fn a_delay_gives_no_sequence_until_its_release() {
     let mut broker = Broker::new();
     let (outcomes, effects) = broker.apply_all(&[publish("q", 2_000, 9_000, 4), publish("q", 0, 0, 1)]);
     let due = broker.time + 2 * SECOND;
-    let reference = TimerRef { due, entry: 1, part: 1 };
+    let scheduled = Scheduled::new(broker.id("q"), 9_000, 4);
+    let reference = TimerRef { due, entry: 1, part: 1, scheduled: Some(scheduled) };
     assert_eq!(outcomes[0], Outcome::Scheduled { time: broker.time, due });
     assert!(effects.contains(&Effect::TimerSet { due }));
     assert_eq!(broker.alive("q"), [1]);
     let channel = broker.state.channel(Kind::Queue, "q").unwrap();
     assert_eq!((channel.totals().delayed, channel.totals().sent, channel.is_empty()), (1, 1, false));
-    assert_eq!(broker.state.next_due(), Some(due));
-    assert!(broker.state.due(due - 1, 9).is_empty());
-    assert_eq!(broker.state.due(due, 9), [reference]);
+    let early = broker.state.due(due - 1, SECOND, 9);
+    assert_eq!((early.timers, early.look_at), (vec![], Some(due)));
+    assert_eq!(broker.state.due(due, SECOND, 9).timers, [reference]);
 
     let release = Operation::Release { timers: vec![reference] };
     assert_eq!(broker.apply(release.clone()), Outcome::Released { count: 0 }, "never early, whoever asks");
     let unknown = [(due + 1, 1, 1), (due, 2, 1), (due, 1, 2), (due, u64::MAX, 1)];
-    let timers = unknown.map(|(due, entry, part)| TimerRef { due, entry, part }).into();
+    let timers = unknown.map(|(due, entry, part)| TimerRef { due, entry, part, scheduled: None }).into();
     assert_eq!(broker.apply(Operation::Release { timers }), Outcome::Released { count: 0 });
     assert_eq!(broker.apply(release.clone()), Outcome::Released { count: 1 });
     assert_eq!(broker.alive("q"), [1, 2]);
@@ -388,7 +389,7 @@ fn create_and_delete_are_idempotent_and_a_new_life_has_a_new_id() {
 
     assert_eq!(broker.apply(create), Outcome::Created { channel: ChannelId((7 << 16) + 1), new: true });
     let second = broker.publish("q", &[1]);
-    let release = Operation::Release { timers: broker.state.due(due, 9) };
+    let release = Operation::Release { timers: broker.state.due(due, SECOND, 9).timers };
     assert_eq!(broker.apply(release), Outcome::Released { count: 0 }, "a timer belongs to one life");
     assert_eq!(broker.state.timer_count(), 0, "and goes when it is due");
     let late = Operation::Ack { channel: first, sequences: Sequences::one(1) };
@@ -489,7 +490,7 @@ fn a_delay_that_overflows_is_due_at_the_end_of_time() {
     let outcome = broker.apply(publish("q", u64::MAX, u64::MAX, 1));
     assert_eq!(outcome, Outcome::Scheduled { time: broker.time, due: u64::MAX });
     assert_eq!(broker.state.timer_count(), 1);
-    assert!(broker.state.due(broker.time + (1 << 60), 9).is_empty());
+    assert!(broker.state.due(broker.time + (1 << 60), SECOND, 9).timers.is_empty());
 }
 
 #[test]

@@ -16,12 +16,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bytes::{Bytes, BytesMut};
 use common::Random;
 use kubemq_broker::{
-    Answer, Applied, BatchView, BlockKey, ChannelId, Effect, Kind, Limits, Lookup, MoveItem, MoveMode, Name, Operation,
-    Piece, Reader, Restoring, Sequences, Snapshot, SnapshotBlocks, Start, State, Stored, TimerRef, decode_run_block,
+    Answer, Applied, BatchView, BlockKey, ChannelId, Coldest, Effect, Kind, Limits, Lookup, MoveItem, MoveMode, Name,
+    Operation, Piece, Reader, Restoring, Sequences, Snapshot, SnapshotBlocks, Start, State, Stored, TimerRef,
+    decode_run_block,
 };
 use model::{Batch, Model};
 
 const MILLISECOND: u64 = 1_000_000;
+
+/// How far the leader looks ahead of what is due.
+const AHEAD: u64 = 5_000 * MILLISECOND;
 
 /// What a list is like: drawn once, so that some lists do a lot of one thing.
 #[derive(Debug)]
@@ -189,7 +193,9 @@ impl Inventor<'_> {
             timers.truncate(1024);
         }
         if self.random.once_in(4) && timers.len() < 1024 {
-            timers.push(TimerRef { due: self.random.below(time), entry: self.random.next(), part: 3 });
+            // Of an entry that is still to come.
+            let entry = u64::MAX - self.random.below(1 << 60);
+            timers.push(TimerRef { due: self.random.below(time), entry, part: 3, scheduled: None });
         }
         Operation::Release { timers }
     }
@@ -335,7 +341,7 @@ impl Replica {
         let entry = entry_of(&self.durable);
         let goal = if random.once_in(2) { 0 } else { self.state.index_bytes().saturating_sub(random.below(5_000)) };
         let keep = random.below(3) as usize;
-        let mut next = Some(ChannelId(0));
+        let mut next = Some(Coldest::default());
         while let Some(from) = next {
             next = self.state.let_go(entry, goal, keep, from, 1 + random.below(3) as usize);
         }
@@ -344,18 +350,35 @@ impl Replica {
 
     /// Brings everything back from the index on disk.
     fn remember(&mut self, index: &Index) {
-        let away: Vec<(ChannelId, u64)> = Kind::ALL
-            .iter()
-            .flat_map(|kind| self.state.channels(*kind))
-            .flat_map(|channel| channel.away_from(0, usize::MAX).map(|first| (channel.id(), first)))
-            .collect();
-        for (channel, first_sequence) in away {
-            let block = &index.blocks[&BlockKey::Runs { channel, first_sequence }];
-            let other = index.blocks.iter().find(|(key, _)| **key != BlockKey::Runs { channel, first_sequence });
-            if let Some((_, other)) = other {
-                assert!(!self.state.bring_back(channel, first_sequence, other), "another block is not taken");
+        let away: Vec<BlockKey> = index.blocks.keys().copied().filter(|key| self.state.is_away(*key)).collect();
+        assert_eq!(self.state.sealed_blocks() + away.len() as u64, index.blocks.len() as u64, "here or away");
+        for key in away {
+            self.bring_back(index, key);
+        }
+    }
+
+    fn bring_back(&mut self, index: &Index, key: BlockKey) {
+        if let Some((_, other)) = index.blocks.iter().find(|(other, _)| **other != key) {
+            assert!(!self.state.bring_back(key, other), "another block is not taken");
+        }
+        assert!(self.state.bring_back(key, &index.blocks[&key]), "{key:?} comes back");
+    }
+
+    /// Asks what is due while not everything is in memory, and brings back what it says it needs, some of it at a time:
+    /// the first of all that is due is told in order, and in the end all of it.
+    fn look_at_what_is_due(&mut self, random: &mut Random, index: &Index, model: &Model) {
+        let now = model.time.saturating_add(random.below(2) * random.below(100_000) * MILLISECOND);
+        let expected = model.due(now);
+        let max = 1 + random.below(200) as usize;
+        loop {
+            let due = self.state.due(now, random.below(100_000) * MILLISECOND, max);
+            assert_eq!(due.timers, expected[..due.timers.len()], "what is due, in order");
+            assert!(due.away.iter().all(|key| self.state.is_away(*key)), "only what is away is asked for");
+            if due.timers.len() == max.min(expected.len()) {
+                return;
             }
-            assert!(self.state.bring_back(channel, first_sequence, block), "{first_sequence} comes back");
+            let most = 1 + random.below(due.away.len() as u64) as usize;
+            due.away[..most].iter().for_each(|key| self.bring_back(index, *key));
         }
     }
 }
@@ -433,8 +456,7 @@ impl Index {
         let mut written = SnapshotBlocks::default();
         write(&state.snapshot(), &[]).into_iter().for_each(|chunk| written.push(chunk));
         let written: Vec<_> = std::iter::from_fn(|| written.next_block().unwrap()).collect();
-        let runs = |(key, _): &(&BlockKey, &Bytes)| matches!(key, BlockKey::Runs { .. });
-        assert!(written.iter().map(|(key, block)| (key, block)).eq(again.iter().filter(runs)), "as it is written down");
+        assert!(written.iter().map(|(key, block)| (key, block)).eq(again.iter()), "as it is written down");
         assert_eq!(again.keys().collect::<Vec<_>>(), self.blocks.keys().collect::<Vec<_>>(), "sealed blocks");
         assert!(again == self.blocks, "sealed blocks are told alike when the index is built anew");
         for (key, block) in &self.blocks {
@@ -480,7 +502,7 @@ fn check_applied(applied: &Applied, answers: &[Answer], changes: &model::Changes
 }
 
 /// Compares everything that can be seen of a state with the model.
-fn check_state(state: &State, model: &Model) {
+fn check_state(state: &mut State, model: &Model) {
     assert_eq!(state.channel_count(), model.channels.len() as u64);
     assert_eq!(state.timer_count(), model.timers.len() as u64);
     for kind in Kind::ALL {
@@ -493,12 +515,13 @@ fn check_state(state: &State, model: &Model) {
     for expected in &model.channels {
         check_channel(state, expected, model);
     }
-    assert_eq!(state.due(model.time, usize::MAX), model.due(model.time), "what is due");
+    let due = state.due(model.time, AHEAD, usize::MAX);
+    assert_eq!(due.timers, model.due(model.time), "what is due");
     let first = model.timers.iter().map(|timer| timer.due).min();
-    match (state.next_due(), first) {
+    match (due.look_at, first) {
         (None, None) => {}
-        (Some(look), Some(due)) => assert!(look == due || (look < due && due > model.time), "{look} for {due}"),
-        (look, due) => panic!("looks at {look:?} for {due:?}"),
+        (Some(look), Some(first)) => assert!(look <= first && (look > model.time || !due.timers.is_empty())),
+        (look, first) => panic!("looks at {look:?} for {first:?}"),
     }
 }
 
@@ -699,8 +722,9 @@ fn run(seed: u64, trace: bool) {
         if random.once_in(4) {
             let replica = &mut replicas[random.below(4) as usize];
             check_living(replica, &model);
+            replica.look_at_what_is_due(random, &index, &model);
             replica.remember(&index);
-            check_state(&replica.state, &model);
+            check_state(&mut replica.state, &model);
             index.check(&replica.state);
         }
     }
@@ -709,8 +733,9 @@ fn run(seed: u64, trace: bool) {
     let bytes = replicas[0].state.index_bytes();
     for replica in &mut replicas {
         check_living(replica, &model);
+        replica.look_at_what_is_due(random, &index, &model);
         replica.remember(&index);
-        check_state(&replica.state, &model);
+        check_state(&mut replica.state, &model);
         assert_eq!(replica.state.index_bytes(), bytes, "memory is counted alike");
     }
     index.check(&random.pick(&replicas).state);

@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kubemq_broker::{Answer, ChannelId, Kind, Limits, MoveMode, Operation, Outcome, Reader, Refusal, Start, TimerRef};
+use kubemq_broker::{
+    Answer, ChannelId, Kind, Limits, MoveMode, Operation, Outcome, Reader, Refusal, Scheduled, Start, TimerRef,
+};
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct MessageCopy {
@@ -438,8 +440,14 @@ impl Model {
     /// What is due, in order.
     pub(crate) fn due(&self, now: u64) -> Vec<TimerRef> {
         let due = self.timers.iter().filter(|timer| timer.due <= now);
-        let mut due: Vec<_> =
-            due.map(|timer| TimerRef { due: timer.due, entry: timer.body.0, part: timer.body.1 }).collect();
+        let mut due: Vec<_> = due
+            .map(|timer| TimerRef {
+                due: timer.due,
+                entry: timer.body.0,
+                part: timer.body.1,
+                scheduled: Some(Scheduled::new(timer.channel, timer.expiration_ms, timer.size as u32)),
+            })
+            .collect();
         due.sort();
         due
     }
