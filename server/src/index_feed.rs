@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kubemq_broker::{ChannelId, Effect, SnapshotBlocks};
+use kubemq_broker::{Effect, SnapshotBlocks};
 use kubemq_runtime::chain;
 use kubemq_runtime::sync::watch::Closed;
 use kubemq_storage::index::{BlockKey, Full, IndexState, IndexWriter, Opening, Space};
@@ -91,7 +91,7 @@ impl IndexFeed {
 
     /// Puts every block: those that are in memory, then those that left it, from the newest durable snapshot. Blocks of
     /// `wanted` come back into memory on the way.
-    pub(crate) async fn put_all(&self, gateway: &Gateway, wanted: &BTreeSet<(ChannelId, u64)>) -> Found {
+    pub(crate) async fn put_all(&self, gateway: &Gateway, wanted: &BTreeSet<kubemq_broker::BlockKey>) -> Found {
         let mut found = Found { blocks: 0, came_back: 0, result: Ok(()) };
         // Taken before the snapshot is asked for: what leaves the memory from here on is among these.
         let snapshot = gateway.with_core(|core| core.state.snapshot());
@@ -102,13 +102,9 @@ impl IndexFeed {
         if let Some(held) = gateway.raft().durable_snapshot() {
             found.result = self.put_what_left(gateway, &held, wanted, &mut found).await;
         }
-        let is_away = |core: &mut crate::desk::Core, (channel, first): (ChannelId, u64)| {
-            let channel = core.state.channel_by_id(channel);
-            channel.is_some_and(|channel| channel.away_from(first, 1).eq([first]))
-        };
-        let missing = gateway.with_core(|core| wanted.iter().find(|block| is_away(core, **block)).copied());
-        if let (Some((channel, first_sequence)), Ok(())) = (missing, &found.result) {
-            found.result = Err(Box::new(NotInSnapshot { channel: channel.0, first_sequence }));
+        let missing = gateway.with_core(|core| wanted.iter().find(|block| core.state.is_away(**block)).copied());
+        if let (Some(key), Ok(())) = (missing, &found.result) {
+            found.result = Err(Box::new(NotInSnapshot { key: on_disk(key) }));
         }
         found
     }
@@ -117,7 +113,7 @@ impl IndexFeed {
         &self,
         gateway: &Gateway,
         held: &HeldSnapshot,
-        wanted: &BTreeSet<(ChannelId, u64)>,
+        wanted: &BTreeSet<kubemq_broker::BlockKey>,
         found: &mut Found,
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
         let mut reader = held.reader().await?;
@@ -125,12 +121,9 @@ impl IndexFeed {
         while let Some(chunk) = reader.next_chunk().await? {
             blocks.push(chunk);
             while let Some((key, block)) = blocks.next_block()? {
-                let kubemq_broker::BlockKey::Runs { channel, first_sequence } = key else { continue };
-                let is_wanted = wanted.contains(&(channel, first_sequence));
                 let is_away = gateway.with_core(|core| {
-                    let here = core.state.channel_by_id(channel);
-                    let is_away = here.is_some_and(|here| here.away_from(first_sequence, 1).eq([first_sequence]));
-                    if is_away && is_wanted && core.state.bring_back(channel, first_sequence, &block) {
+                    let is_away = core.state.is_away(key);
+                    if is_away && wanted.contains(&key) && core.state.bring_back(key, &block) {
                         found.came_back += 1;
                     }
                     is_away
@@ -167,15 +160,14 @@ pub(crate) struct Found {
 
 /// A block left the memory and is nowhere.
 #[derive(Debug, thiserror::Error)]
-#[error("block {first_sequence} of channel {channel} is neither in the index nor in the newest snapshot")]
+#[error("block {key} is neither in the index nor in the newest snapshot")]
 struct NotInSnapshot {
-    channel: u64,
-    first_sequence: u64,
+    key: BlockKey,
 }
 
-fn on_disk(key: kubemq_broker::BlockKey) -> BlockKey {
+pub(crate) fn on_disk(key: kubemq_broker::BlockKey) -> BlockKey {
     match key {
         kubemq_broker::BlockKey::Runs { channel, first_sequence } => BlockKey::runs(channel.0, first_sequence),
-        kubemq_broker::BlockKey::Timers { bucket, number } => BlockKey::timers(bucket, number),
+        kubemq_broker::BlockKey::Timers { bucket, first } => BlockKey::timers(bucket, first),
     }
 }

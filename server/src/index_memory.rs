@@ -2,20 +2,21 @@
 //!
 //! Sealed blocks leave the memory when the index takes more than it should, first those that lie farthest from being
 //! read; only such as a durable snapshot holds, so that nothing depends on the index on disk. They come back before
-//! somebody needs them. What can never leave (channels, copies, delayed messages, blocks that are not sealed) is bounded
-//! by refusing what would add to it, which the gateway does as long as [`IndexMemory::is_full`].
+//! somebody needs them. What can never leave (channels, copies, blocks that are not sealed, what is told of those that
+//! left) is bounded by refusing what would add to it, which the gateway does as long as [`IndexMemory::is_full`]. Delayed
+//! messages become copies when they are due: so many of them that others find no room wait until some are received.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use kubemq_broker::{ChannelId, State};
+use kubemq_broker::{BlockKey, ChannelId, Coldest, State};
 use kubemq_runtime::chain;
-use kubemq_storage::index::{BlockKey, IndexState, IndexWriter};
+use kubemq_storage::index::{IndexState, IndexWriter};
 
 use crate::gateway::Gateway;
-use crate::index_feed::IndexFeed;
+use crate::index_feed::{IndexFeed, on_disk};
 
 /// How often to look whether something should leave.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -78,6 +79,12 @@ impl IndexMemory {
         self.0.is_full.load(Ordering::Relaxed)
     }
 
+    /// Returns whether delayed messages that are due may become copies. Where copies do not take much of the memory they
+    /// always may: what else takes it would not make room by itself.
+    pub(crate) fn has_room_for_released(&self, state: &State) -> bool {
+        state.index_bytes() < self.0.most / 4 * 3 || state.copy_bytes() < self.0.most / 4
+    }
+
     /// Notes that the newest durable snapshot is of entry `index`.
     pub(crate) fn snapshot_is_durable(&self, index: u64) {
         self.0.durable.store(index, Ordering::Release);
@@ -116,7 +123,7 @@ impl IndexMemory {
     }
 
     async fn let_go(&self, gateway: &Gateway, keep: usize) {
-        let mut next = Some(ChannelId::default());
+        let mut next = Some(Coldest::default());
         while let Some(from) = next {
             let durable = self.0.durable.load(Ordering::Acquire);
             let before;
@@ -143,10 +150,14 @@ impl IndexMemory {
                 continue;
             }
             let mut missing = BTreeSet::new();
-            for (channel, first) in wanted {
-                missing.extend(self.bring_back(&gateway, &index, channel, first).await);
-                gateway.with_core(|core| core.came_back(channel));
+            for block in wanted.iter().copied() {
+                missing.extend(self.bring_back(&gateway, &index, block).await);
+                if let Some(channel) = channel_of(block) {
+                    gateway.with_core(|core| core.came_back([channel]));
+                }
             }
+            // Those who wait for delayed messages wait for all of them together.
+            gateway.with_core(|core| core.came_back([]));
             if missing.is_empty() {
                 continue;
             }
@@ -163,37 +174,42 @@ impl IndexMemory {
                     clock.sleep(RETRY).await;
                 }
             }
-            for channel in missing.iter().map(|(channel, _)| *channel).collect::<BTreeSet<_>>() {
-                gateway.with_core(|core| core.came_back(channel));
-            }
+            let channels = missing.iter().copied().filter_map(channel_of).collect::<BTreeSet<_>>();
+            gateway.with_core(|core| core.came_back(channels));
         }
     }
 
-    /// Brings back a block and some that follow it; returns those that the index on disk does not have.
-    async fn bring_back(
-        &self,
-        gateway: &Gateway,
-        index: &IndexWriter,
-        channel: ChannelId,
-        first: u64,
-    ) -> Vec<(ChannelId, u64)> {
-        let away = |core: &mut crate::desk::Core, from, most| {
-            let found = core.state.channel_by_id(channel);
-            found.map(|found| found.away_from(from, most).collect::<Vec<u64>>()).unwrap_or_default()
-        };
+    /// Brings back a block, and of a channel some that follow it; returns those that the index on disk does not have.
+    async fn bring_back(&self, gateway: &Gateway, index: &IndexWriter, block: BlockKey) -> Vec<BlockKey> {
+        let wanted = gateway.with_core(|core| match block {
+            BlockKey::Runs { channel, first_sequence } => {
+                let found = core.state.channel_by_id(channel);
+                let firsts = found.into_iter().flat_map(|found| found.away_from(first_sequence, AHEAD));
+                firsts.map(|first_sequence| BlockKey::Runs { channel, first_sequence }).collect()
+            }
+            BlockKey::Timers { .. } if core.state.is_away(block) => vec![block],
+            BlockKey::Timers { .. } => Vec::new(),
+        });
         let mut missing = Vec::new();
-        for first in gateway.with_core(|core| away(core, first, AHEAD)) {
-            let block = index.get(BlockKey::runs(channel.0, first)).await.ok().flatten();
+        for key in wanted {
+            let block = index.get(on_disk(key)).await.ok().flatten();
             let is_missing = gateway.with_core(|core| {
-                let came = block.is_some_and(|block| core.state.bring_back(channel, first, &block));
+                let came = block.is_some_and(|block| core.state.bring_back(key, &block));
                 self.0.came_back.fetch_add(u64::from(came), Ordering::Relaxed);
                 // It may have been settled meanwhile.
-                !came && away(core, first, 1) == [first]
+                !came && core.state.is_away(key)
             });
             if is_missing {
-                missing.push((channel, first));
+                missing.push(key);
             }
         }
         missing
+    }
+}
+
+fn channel_of(block: BlockKey) -> Option<ChannelId> {
+    match block {
+        BlockKey::Runs { channel, .. } => Some(channel),
+        BlockKey::Timers { .. } => None,
     }
 }

@@ -61,10 +61,10 @@ impl BlockKey {
         Self { space: Space::Runs, owner: channel, first: first_sequence }
     }
 
-    /// Returns the key of a block of far timers.
+    /// Returns the key of a block of delayed messages, by where the first of them lies.
     #[must_use]
-    pub const fn timers(bucket: u64, number: u64) -> Self {
-        Self { space: Space::Timers, owner: bucket, first: number }
+    pub const fn timers(bucket: u64, first: u64) -> Self {
+        Self { space: Space::Timers, owner: bucket, first }
     }
 
     /// Bytes that sort like the key.

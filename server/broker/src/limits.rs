@@ -10,8 +10,11 @@ pub const RUNS_PER_BLOCK: usize = 64;
 /// Copies in one block.
 pub const COPIES_PER_BLOCK: usize = 64;
 
-/// Timers in one far block.
+/// Timers in one block.
 pub const TIMERS_PER_BLOCK: usize = 64;
+
+/// Timers that are kept in the order in which they are due, besides their blocks; twice as many until some are put back.
+pub const TIMERS_SOON: usize = 16_384;
 
 /// Messages that one bitmap block speaks for.
 pub const BITMAP_BLOCK: u64 = 1024;

@@ -5,12 +5,10 @@
 use std::collections::{BTreeMap, BinaryHeap};
 
 use crate::effect::BlockKey;
+use crate::limits::TIMERS_SOON;
 use crate::operation::TimerRef;
 use crate::reference::Reference;
 use crate::timer::{Key, Scheduled, Timer};
-
-/// Delayed messages that are looked at together; as many again may come in between.
-pub(crate) const TIMERS_SOON: usize = 16_384;
 
 /// Blocks that are asked for together.
 pub(crate) const BLOCKS_WANTED: usize = 256;

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use bytes::Bytes;
-use kubemq_broker::limits::{CURSORS_PER_CHANNEL, Limits, MOVE_ITEMS, RELEASE_TIMERS, SEQUENCE_RANGES};
+use kubemq_broker::limits::{CURSORS_PER_CHANNEL, Limits, MOVE_ITEMS, RELEASE_TIMERS, SEQUENCE_RANGES, TIMERS_SOON};
 use kubemq_broker::{
     Answer, BatchView, ChannelId, DecodeError, Kind, MoveItem, MoveMode, Name, Operation, Outcome, Reader, Refusal,
     Sequences, Start, State, TimerRef,
@@ -65,4 +65,48 @@ fn a_channel_keeps_so_many_places_and_refuses_the_next() {
     let next = CURSORS_PER_CHANNEL;
     assert_eq!(open(next, next + 1), [Outcome::Refused(Refusal::TooManyCursors)]);
     assert!(matches!(open(7, 8)[..], [Outcome::Opened { .. }]), "who is known goes on");
+}
+
+/// Delayed messages by the ten thousand, some of them sent after it was asked what is due: of those that are due at most
+/// so many are told, and releasing them tells the others, each once and in order.
+#[test]
+fn what_is_due_soon_is_known_in_pieces() {
+    const SECOND: u64 = 1_000_000_000;
+    let mut state = State::default();
+    let apply = |state: &mut State, operations: &[Operation]| {
+        let operations: Vec<Bytes> = operations.iter().map(Operation::to_bytes).collect();
+        let entry = state.entry() + 1;
+        let batch = BatchView { origin: 1, epoch: 1, number: entry, first_part: 1, operations: &operations };
+        assert_eq!(state.apply(entry, 1000 * SECOND, &[batch]).answers.len(), 1);
+    };
+    let send = |number: u64| Operation::Publish {
+        kind: Kind::Queue,
+        channel: name("q"),
+        // All of them within half a minute, in no order.
+        delay_ms: 30_000 + number * 7_919 % 30_000,
+        expiration_ms: 0,
+        message: Bytes::from_static(b"m"),
+    };
+    let pieces = |count: u64| (0..count / 1000).map(|piece| (piece * 1000..(piece + 1) * 1000).map(send).collect());
+    let sent: Vec<Vec<Operation>> = pieces(3 * TIMERS_SOON as u64).collect();
+    sent.iter().for_each(|operations| apply(&mut state, operations));
+    let later = 2000 * SECOND;
+    let due = state.due(later, SECOND, usize::MAX).timers;
+    assert_eq!(due.len(), TIMERS_SOON, "no more are told at a time");
+    // What comes in between is due before most of the others.
+    sent.iter().for_each(|operations| apply(&mut state, operations));
+    let due = state.due(later, SECOND, usize::MAX).timers;
+    assert!((TIMERS_SOON..=2 * TIMERS_SOON).contains(&due.len()), "{} are told", due.len());
+
+    let mut released: Vec<TimerRef> = Vec::new();
+    while state.timer_count() > 0 {
+        let timers = state.due(later, SECOND, RELEASE_TIMERS).timers;
+        released.extend(&timers);
+        let operations = [Operation::Release { timers }.to_bytes()];
+        let entry = state.entry() + 1;
+        let batch = BatchView { origin: 1, epoch: 1, number: entry, first_part: 1, operations: &operations };
+        assert_eq!(state.apply(entry, later, &[batch]).answers.len(), 1);
+    }
+    assert_eq!(released.len(), 2 * sent.iter().map(Vec::len).sum::<usize>());
+    assert!(released.is_sorted_by(|a, b| a < b), "in order, and none twice");
 }

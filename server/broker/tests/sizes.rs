@@ -8,7 +8,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use kubemq_broker::{BatchView, Kind, MoveItem, MoveMode, Name, Operation, Reader, Run, Sequences, Start, State};
+use kubemq_broker::{
+    BatchView, Coldest, Kind, MoveItem, MoveMode, Name, Operation, Reader, Run, Sequences, Start, State,
+};
 
 /// Counts what is allocated and not yet given back.
 struct Counting;
@@ -186,4 +188,19 @@ fn memory_keeps_to_its_budgets() {
     let far = measure(&mut broker, 100_000, far);
     assert!(far.0 <= 44, "a far delayed message takes {} bytes", far.0);
     assert_near("far delayed message", far);
+
+    // All of them are in blocks that are sealed, but some of each minute.
+    let mut broker = Broker::new();
+    let away = |broker: &mut Broker| {
+        let delay = |entry: u64, number: u64| 3_600_000 + (entry * 977 + number * 31) % 600_000;
+        (0..100).for_each(|entry| broker.apply((0..1_000).map(|number| publish("q", delay(entry, number)))));
+        let (entry, mut next) = (broker.state.entry(), Some(Coldest::default()));
+        while let Some(from) = next {
+            next = broker.state.let_go(entry, 0, 0, from, 1_000);
+        }
+        assert_eq!(broker.state.sealed_bytes(), 0);
+    };
+    let away = measure(&mut broker, 100_000, away);
+    assert!(away.0 <= 4, "a delayed message takes {} bytes that left the memory", away.0);
+    assert_near("delayed message that left the memory", away);
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use kubemq_broker::{Channel, ChannelId};
+use kubemq_broker::{BlockKey, Channel, ChannelId};
 use kubemq_runtime::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
@@ -16,11 +16,11 @@ pub(super) fn soon(channel: &Channel, from: u64) -> Option<u64> {
 }
 
 /// Who needs what. There is at most one block of a channel here for each time that somebody looked and found it away,
-/// and each of them once: no more than channels that are read.
+/// and each of them once: no more than channels that are read, and what is needed next of delayed messages.
 #[derive(Default)]
 pub(crate) struct Away {
-    wanted: BTreeSet<(ChannelId, u64)>,
-    /// Those that are being read now.
+    wanted: BTreeSet<BlockKey>,
+    /// The channels of those that are being read now.
     coming: BTreeSet<ChannelId>,
     /// Notified when something is wanted.
     pub(crate) asked: Arc<Notify>,
@@ -31,10 +31,15 @@ pub(crate) struct Away {
 impl Away {
     /// Notes that the block of `channel` that was begun with this sequence is needed, if one is.
     pub(crate) fn want(&mut self, channel: ChannelId, block: Option<u64>) {
-        if let Some(block) = block
-            && self.wanted.insert((channel, block))
-        {
-            self.asked.notify_one();
+        self.want_all(block.map(|first_sequence| BlockKey::Runs { channel, first_sequence }));
+    }
+
+    /// Notes that these blocks are needed.
+    pub(super) fn want_all(&mut self, blocks: impl IntoIterator<Item = BlockKey>) {
+        for block in blocks {
+            if self.wanted.insert(block) {
+                self.asked.notify_one();
+            }
         }
     }
 
@@ -50,13 +55,18 @@ impl Away {
 
     /// Returns whether a block of `channel` is on its way.
     pub(crate) fn is_wanted(&self, channel: ChannelId) -> bool {
-        self.coming.contains(&channel) || self.wanted.range((channel, 0)..=(channel, u64::MAX)).next().is_some()
+        let of_it = |first_sequence| BlockKey::Runs { channel, first_sequence };
+        self.coming.contains(&channel) || self.wanted.range(of_it(0)..=of_it(u64::MAX)).next().is_some()
     }
 
     /// Takes what is wanted; it is on its way until the next call.
-    pub(crate) fn take(&mut self) -> BTreeSet<(ChannelId, u64)> {
+    pub(crate) fn take(&mut self) -> BTreeSet<BlockKey> {
         let wanted = std::mem::take(&mut self.wanted);
-        self.coming = wanted.iter().map(|(channel, _)| *channel).collect();
+        let channels = wanted.iter().filter_map(|block| match block {
+            BlockKey::Runs { channel, .. } => Some(*channel),
+            BlockKey::Timers { .. } => None,
+        });
+        self.coming = channels.collect();
         wanted
     }
 }

@@ -300,9 +300,11 @@ impl Core {
         (visible, false)
     }
 
-    /// Blocks of this channel came back into memory: whoever waited for them looks again.
-    pub(crate) fn came_back(&mut self, id: ChannelId) {
-        self.serve(id);
+    /// Blocks of these channels, or of delayed messages, came back into memory: whoever waited for them looks again.
+    pub(crate) fn came_back(&mut self, channels: impl IntoIterator<Item = ChannelId>) {
+        for id in channels {
+            self.serve(id);
+        }
         self.desk.away.tell();
     }
 

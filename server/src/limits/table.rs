@@ -416,6 +416,14 @@ pub static LIMITS: &[Limit] = &[
         ("server/broker/tests/bounds.rs", "longer_lists_are_malformed"),
     ),
     Limit::fixed(
+        ("server/broker/src/limits.rs", "TIMERS_SOON"),
+        "16,384",
+        "delayed messages whose order is known to the leader",
+        "what follows is looked for when half of them are released",
+        "kubemq_timers",
+        ("server/broker/tests/bounds.rs", "what_is_due_soon_is_known_in_pieces"),
+    ),
+    Limit::fixed(
         ("server/broker/src/limits.rs", "ENTRY_BOUND"),
         "281,474,976,710,656",
         "entries in the life of a cluster",

@@ -61,7 +61,7 @@ const OTHERS: &[(&str, &str)] = &[
     // Units, and values that mean something else.
     ("proto/src/subscribe.rs", "NANOS_PER_SECOND"),
     ("server/broker/src/queue.rs", "NANOS_PER_MS"),
-    ("server/broker/src/timers.rs", "SECOND IN_SECONDS"),
+    ("server/broker/src/timer.rs", "SECOND BUCKET IN_SECONDS"),
     ("server/src/config/keys.rs", "*"),
     ("server/src/config/retention.rs", "LONGEST"),
     ("server/src/gateway/management.rs", "MOST ACTIVE_FOR"),
@@ -82,7 +82,8 @@ const OTHERS: &[(&str, &str)] = &[
     ("raft/src/node.rs", "CONFIRM_RETRY LOOK_BACK"),
     ("raft/src/reclaim.rs", "SPARSE COPIED_TOGETHER"),
     ("raft/src/snapshot.rs", "FRAME_PIECES FRAME_RANGES"),
-    ("server/src/desk/timers.rs", "RELEASE_BATCH RETRY LONGEST_SLEEP"),
+    ("server/src/desk/timers.rs", "RELEASE_BATCH AHEAD RETRY LONGEST_SLEEP"),
+    ("server/broker/src/soon.rs", "BLOCKS_WANTED"),
     ("server/src/gateway/cursors.rs", "EVERY REFRESH"),
     ("server/src/gateway/retention.rs", "EVERY"),
     ("server/src/gateway/mod.rs", "LEAD_RETRY"),
