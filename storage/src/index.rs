@@ -30,7 +30,7 @@ pub const MAX_BLOCK_BYTES: usize = 64 * 1024;
 pub enum Space {
     /// Runs of a channel: owner is the channel id, first the first sequence.
     Runs,
-    /// Far timers: owner is the bucket, first the number of the block in it.
+    /// Delayed messages: owner is the minute in which they are due, first where the first of the block lies.
     Timers,
 }
 

@@ -431,10 +431,11 @@ pub static INDEX: Key = Key {
     env: &["LIMITS_INDEX"],
     kind: Kind::BytesOrAuto { min: MIB, max: 1024 * GIB },
     default: "auto",
-    doc: "Memory for the index of stored messages, 24 bytes for each run of them; `auto` is an eighth of the memory that \
-          the process may have, and at least 256 MiB. What is not read soon is kept on the disk instead. Sends are \
-          refused, and settlements are not, when what must be in memory (channels, delayed messages, messages that \
-          were given back) does not fit.",
+    doc: "Memory for the index of stored messages, 24 bytes for each run of them and 34 for each delayed one; `auto` is an \
+          eighth of the memory that the process may have, and at least 256 MiB. What is not read soon, or not due \
+          soon, is kept on the disk instead. Sends are refused, and settlements are not, when what must be in memory \
+          (channels, messages that were given back or released after a delay) does not fit. Delayed messages are \
+          released later than they are due while those that were released before leave no room for them.",
     since: "0.1",
 };
 

@@ -86,8 +86,16 @@ impl Client {
             };
             // Now and then a request that does not fit into one batch.
             let large = self.draw.below(60) == 0;
-            let sent: Vec<(Id, Sent)> =
+            let mut sent: Vec<(Id, Sent)> =
                 (0..count).map(|number| (self.number << 32 | (next + number), self.message(channel, large))).collect();
+            // Now and then so many that are delayed for so long that they leave the memory meanwhile.
+            if channel < SOLO && self.draw.below(40) == 0 {
+                let delay = 8 + self.draw.below(12);
+                let id = |number| self.number << 32 | (next + count + number);
+                let more = (0..130).map(|number| (id(number), Sent { delay, ..self.message(channel, false) }));
+                sent.extend(more);
+            }
+            let count = sent.len() as u64;
             next += count;
             let told = self.send(self.node(), sent).await;
             self.pause(if told { 25 } else { 100 }).await;

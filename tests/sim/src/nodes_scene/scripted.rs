@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use kubemq_proto::kubemq::{QueueMessagesBatchRequest, SendQueueMessageResult};
 use kubemq_runtime::OnFailure;
 use kubemq_server::gateway::Take;
 use kubemq_storage::fs::Disk;
 use parking_lot::Mutex;
 
-use super::clients::to_wire;
+use super::clients::{identify, to_wire};
 use super::{CHANNELS, NODES, Nodes, Running, Scene, Sizes};
 use crate::cluster::{Cluster, End};
 use crate::oracle::Sent;
@@ -105,6 +106,66 @@ fn readers_that_wait_at_a_replaced_leader_are_handed_nothing() {
             assert_eq!(*got.lock(), Some(0));
             let took = cluster.call(new, Duration::from_secs(60), |running| take(running, Duration::from_secs(1)));
             assert_eq!(took.await, Some(1));
+            Ok(())
+        })
+    });
+    assert_eq!(failure, None);
+}
+
+/// Sends messages of one channel that are due within some seconds, later than in half a minute. Returns them in the order
+/// in which they are.
+async fn send_delayed(scene: &Scene, node: usize, count: u64) -> Result<Vec<(u64, u64)>, String> {
+    let sent = |id| Sent { delay: 35 + id * 13 % 7, ..Sent::default() };
+    let messages = (0..count).map(|id| to_wire(id, &sent(id))).collect();
+    let batch = QueueMessagesBatchRequest { messages, ..Default::default() };
+    let answer = scene.cluster.call(node, Duration::from_secs(15), move |running| async move {
+        running.node.gateway().send_batch(batch).await
+    });
+    let Some(Ok(Ok(answer))) = answer.await else { return Err("the batch was not taken".to_owned()) };
+    let due = |result: &SendQueueMessageResult| u64::try_from(result.delayed_to).unwrap_or(0);
+    let mut dues: Vec<(u64, u64)> = answer.results.iter().map(due).zip(0..).collect();
+    dues.sort_unstable();
+    Ok(dues)
+}
+
+/// Takes and acks some messages; returns which, and when.
+async fn take_some(running: Running) -> (Vec<u64>, u64) {
+    let deadline = running.runtime.clock.now() + Duration::from_secs(60);
+    let take = Take { channel: CHANNELS[0].to_owned(), max: 40, max_bytes: u64::MAX, deadline };
+    let Ok(mut held) = running.node.gateway().take(take).await else { return (Vec::new(), 0) };
+    let time = running.node.gateway().time().0;
+    let ids = held.deliveries.iter().filter_map(identify).collect();
+    let sequences: Vec<u64> = held.unsettled().collect();
+    held.ack(&sequences).await.ok();
+    (ids, time)
+}
+
+#[test]
+fn delayed_messages_that_left_the_memory_are_released_in_order_by_another_leader() {
+    let sizes = Sizes { index: 0, ..SIZES };
+    let failure = scripted_with(sizes, |scene, old| {
+        Box::pin(async move {
+            let (cluster, world) = (scene.cluster.clone(), scene.cluster.world().clone());
+            let dues = send_delayed(&scene, old, 500).await?;
+            let blocks = |node: usize| cluster.running(node).map(|running| running.node.gateway().index_blocks_moved());
+            // Nothing else is there that could leave.
+            while cluster.nodes().into_iter().any(|node| blocks(node).is_none_or(|(left, _)| left < 5)) {
+                world.sleep(Duration::from_millis(100)).await;
+            }
+            world.freeze(old);
+            let new = next_leader(&scene, old).await;
+            let mut received = Vec::new();
+            while received.len() < dues.len() {
+                let took = cluster.call(new, Duration::from_secs(90), take_some).await;
+                let (ids, time) = took.ok_or("a take was not answered")?;
+                for id in ids {
+                    let due = dues.get(received.len()).filter(|(due, next)| *next == id && *due <= time);
+                    received.push(*due.ok_or_else(|| format!("{id} is early or not in its place: {received:?}"))?);
+                }
+            }
+            let came_back = blocks(new).map_or(0, |(_, came_back)| came_back);
+            assert!(came_back >= 5, "{came_back} blocks came back");
+            world.thaw(old);
             Ok(())
         })
     });
