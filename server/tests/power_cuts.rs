@@ -1,5 +1,5 @@
 //! The power is cut at every write, every flush and every change of a name while a node writes a snapshot, copies the
-//! living out of files and removes them, trims stored events, and hands blocks to its index. Each cut is started on:
+//! living out of files and removes them, trims stored events, and hands blocks to its index, of delayed messages too. Each cut is started on:
 //! what was acknowledged is there, whole and once; what was settled is not; the node goes on.
 //!
 //! A power loss keeps any part of what was not flushed; the index keeps any part of its blocks.
@@ -16,9 +16,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use kubemq_broker::{Channel, Kind, Limits, Operation};
+use kubemq_broker::{Channel, Kind, Limits, Operation, State};
 use kubemq_proto::kubemq::subscribe::{EventsStoreType, SubscribeType};
-use kubemq_proto::kubemq::{Event, EventReceive, QueueMessage, Subscribe};
+use kubemq_proto::kubemq::{
+    Event, EventReceive, QueueMessage, QueueMessagePolicy, QueueMessagesBatchRequest, Subscribe,
+};
 use kubemq_proto::validate::QueueLimits;
 use kubemq_raft::TokioRuntime;
 use kubemq_raft::network::NoPeers;
@@ -42,6 +44,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Messages and events of one stage; one message in so many stays for good.
 const BURST: usize = 160;
 const STAYS: usize = 20;
+/// Delayed messages of one stage.
+const DELAYED: usize = 150;
 /// Stored events that are kept.
 const KEPT: usize = 40;
 /// Stages of one life of a node.
@@ -61,6 +65,8 @@ enum Phase {
 enum Fact {
     /// The message was acknowledged. Its number is its sequence.
     Sent(usize),
+    /// The delayed message was acknowledged.
+    Delayed(usize),
     /// Its settlement was asked for.
     Settling(usize),
     /// Its settlement was acknowledged.
@@ -225,6 +231,22 @@ async fn send(gateway: &Gateway, number: usize) {
     assert!(!sent.is_error, "{sent:?}");
 }
 
+/// Sends messages that are due in a second.
+async fn delay(world: &World, gateway: &Gateway, numbers: std::ops::Range<usize>) {
+    let message = |number| QueueMessage {
+        client_id: "c".to_owned(),
+        channel: "d".to_owned(),
+        body: body(number),
+        policy: Some(QueueMessagePolicy { delay_seconds: 1, ..QueueMessagePolicy::default() }),
+        ..QueueMessage::default()
+    };
+    let messages = numbers.clone().map(message).collect();
+    let batch = QueueMessagesBatchRequest { messages, ..QueueMessagesBatchRequest::default() };
+    let answer = gateway.send_batch(batch).await.unwrap().unwrap();
+    assert!(answer.results.iter().all(|result| !result.is_error));
+    numbers.for_each(|number| world.know(Fact::Delayed(number)));
+}
+
 async fn store(gateway: &Gateway, number: usize) {
     let event = Event {
         client_id: "c".to_owned(),
@@ -281,7 +303,8 @@ async fn live(world: &Arc<World>) {
         }
     }));
     let mut next = 1;
-    for _ in 0..STAGES {
+    for stage in 0..STAGES {
+        delay(world, gateway, stage * DELAYED..(stage + 1) * DELAYED).await;
         publish(world, gateway, next, BURST).await;
         next += BURST;
         settle(world, gateway).await;
@@ -312,6 +335,7 @@ async fn live(world: &Arc<World>) {
 #[derive(Default)]
 struct Expected {
     messages: BTreeMap<usize, Fate>,
+    delayed: usize,
     events: usize,
     trimming: usize,
 }
@@ -329,6 +353,7 @@ impl Expected {
         for fact in facts {
             match *fact {
                 Fact::Sent(number) => drop(expected.messages.insert(number, Fate::There)),
+                Fact::Delayed(number) => expected.delayed = number + 1,
                 Fact::Settling(number) => drop(expected.messages.insert(number, Fate::Either)),
                 Fact::Settled(number) => drop(expected.messages.insert(number, Fate::Gone)),
                 Fact::Stored(number) => expected.events = expected.events.max(number),
@@ -349,16 +374,12 @@ async fn check(cut: &Cut, facts: &[Fact], random: &Random) -> Result<(), String>
     let gateway = node.gateway();
     let expected = Expected::after(&facts[..cut.facts]);
 
-    let deadline = gateway.runtime().clock.now();
-    let take = Take { channel: "q".to_owned(), max: 100_000, max_bytes: u64::MAX, deadline };
     let mut found = Vec::new();
-    for delivery in gateway.peek(take).await.map_err(|error| error.to_string())?.deliveries {
-        let number = usize::try_from(delivery.sequence).unwrap();
-        let message = QueueMessage::decode(delivery.message).map_err(|error| error.to_string())?;
-        if message.body != body(number) {
-            return Err(format!("message {number} has another body"));
+    for (sequence, found_body) in peek(gateway, "q").await? {
+        if found_body != body(sequence) {
+            return Err(format!("message {sequence} has another body"));
         }
-        found.push(number);
+        found.push(sequence);
     }
     if !found.is_sorted_by(|a, b| a < b) {
         return Err(format!("messages are out of order or twice: {found:?}"));
@@ -370,6 +391,7 @@ async fn check(cut: &Cut, facts: &[Fact], random: &Random) -> Result<(), String>
         }
     }
     events(gateway, &expected).await?;
+    delayed(gateway, expected.delayed).await?;
 
     // It goes on: what is sent now is stored behind all that.
     send(gateway, 0).await;
@@ -379,6 +401,36 @@ async fn check(cut: &Cut, facts: &[Fact], random: &Random) -> Result<(), String>
     let missing = node.raft().missing_bodies();
     node.stop().await;
     if missing > 0 { Err(format!("{missing} bodies are missing")) } else { Ok(()) }
+}
+
+/// Returns what is ready in a channel, with the sequences.
+async fn peek(gateway: &Gateway, channel: &str) -> Result<Vec<(usize, Bytes)>, String> {
+    let deadline = gateway.runtime().clock.now();
+    let take = Take { channel: channel.to_owned(), max: 100_000, max_bytes: u64::MAX, deadline };
+    let mut found = Vec::new();
+    for delivery in gateway.peek(take).await.map_err(|error| error.to_string())?.deliveries {
+        let message = QueueMessage::decode(delivery.message).map_err(|error| error.to_string())?;
+        found.push((usize::try_from(delivery.sequence).unwrap(), message.body));
+    }
+    Ok(found)
+}
+
+/// Waits until everything that was delayed is released: at least the first `count` of it, in order.
+async fn delayed(gateway: &Gateway, count: usize) -> Result<(), String> {
+    let clock = &gateway.runtime().clock;
+    let deadline = clock.now() + PATIENCE;
+    while gateway.read(State::timer_count).await.map_err(|error| error.to_string())? > 0 {
+        if clock.now() > deadline {
+            return Err("delayed messages are not released".to_owned());
+        }
+        clock.sleep(Duration::from_millis(2)).await;
+    }
+    let found: Vec<Bytes> = peek(gateway, "d").await?.into_iter().map(|(_, body)| body).collect();
+    let expected: Vec<Bytes> = (0..found.len()).map(body).collect();
+    if found.len() < count || found != expected {
+        return Err(format!("of {count} delayed messages {} were released, or others", found.len()));
+    }
+    Ok(())
 }
 
 async fn events(gateway: &Gateway, expected: &Expected) -> Result<(), String> {

@@ -3,7 +3,8 @@
 
 use bytes::Bytes;
 use kubemq_broker::{
-    BatchView, Kind, Limits, MoveItem, MoveMode, Name, Operation, Reader, Sequences, Start, State, Stored, TimerRef,
+    BatchView, Kind, Limits, MoveItem, MoveMode, Name, Operation, Reader, Scheduled, Sequences, Start, State, Stored,
+    TimerRef,
 };
 use kubemq_raft::batch::{Envelope, Header, Origin};
 use kubemq_raft::network::Frame;
@@ -43,7 +44,10 @@ pub(crate) fn operation(random: &Random) -> Operation {
         }
         6 => Operation::Drop { channel: id, sequences },
         7 => {
-            let timer = |part| TimerRef { due: random.below(9_000_000_000), entry: random.below(20), part };
+            let timer = |part| {
+                let scheduled = (part > 1).then(|| Scheduled::new(ChannelId(random.below(5)), random.below(9_000), 7));
+                TimerRef { due: random.below(9_000_000_000), entry: random.below(20), part, scheduled }
+            };
             Operation::Release { timers: (0..4).map(timer).collect() }
         }
         8 => Operation::Create { kind, channel },
