@@ -2,12 +2,12 @@
 //! order in which they are due and none early, when the process is killed meanwhile and when not even the index on disk
 //! is left.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kubemq_proto::kubemq::QueueMessagePolicy;
 use kubemq_tests::client::{attributes, message_with};
 use kubemq_tests::process::Options;
-use kubemq_tests::{Client, Server, wait_until};
+use kubemq_tests::{Client, Server, now, wait_until};
 
 const MIB: f64 = 1_048_576.0;
 
@@ -27,11 +27,11 @@ async fn more_delayed_messages_than_there_is_memory_come_in_order_and_none_early
     let arguments = ["--set", "limits.index=1MiB", "--set", "store.snapshotIdle=1"].map(str::to_owned).into();
     let mut server = Server::start_with(Options { arguments, ..Options::default() }).await;
     let client = Client::connect(&server.grpc()).await;
-    let begin = Instant::now();
+    let begin = now();
     let mut dues = Vec::new();
     while dues.len() < ALL {
         let numbers = dues.len()..dues.len() + TOGETHER;
-        let left = DELAY.saturating_sub(begin.elapsed().as_secs());
+        let left = DELAY.saturating_sub(now().since(begin).as_secs());
         let delayed = numbers.map(|number| {
             let seconds = left + number as u64 * 7_919 % SPREAD;
             let delay_seconds = i32::try_from(seconds).unwrap_or(i32::MAX);
@@ -44,7 +44,7 @@ async fn more_delayed_messages_than_there_is_memory_come_in_order_and_none_early
         wait_until("blocks to leave the memory", SHED, leaves_room).await;
     }
     assert!(server.metric("kubemq_index_left_memory_total") > 300.0);
-    assert!(begin.elapsed().as_secs() < DELAY, "it took too long to send them: this shows nothing");
+    assert!(now().since(begin).as_secs() < DELAY, "it took too long to send them: this shows nothing");
 
     // The process is killed, and the index on disk is lost.
     server.kill();

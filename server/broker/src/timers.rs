@@ -391,8 +391,8 @@ impl Timers {
         }
         for (looked, (number, shared)) in self.buckets.range_mut(..=before.0 / BUCKET).rev().enumerate() {
             if gone >= most || looked >= buckets {
-                let end = number.saturating_add(1).saturating_mul(BUCKET);
-                return (gone, Some(before.min((end, Reference::default()))));
+                let end = number.saturating_add(1).saturating_mul(BUCKET) - 1;
+                return (gone, Some(before.min((end, Reference::from_word(u64::MAX)))));
             }
             let can = |block: &Sealed| block.timers.is_some() && block.last.entry() <= durable;
             if shared.here > 0 && shared.sealed.values().any(can) {

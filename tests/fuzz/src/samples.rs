@@ -45,7 +45,7 @@ pub(crate) fn operation(random: &Random) -> Operation {
         6 => Operation::Drop { channel: id, sequences },
         7 => {
             let timer = |part| {
-                let scheduled = (part > 1).then(|| Scheduled::new(ChannelId(random.below(5)), random.below(9_000), 7));
+                let scheduled = (part > 1).then(|| Scheduled::new(id, random.below(9_000), 7));
                 TimerRef { due: random.below(9_000_000_000), entry: random.below(20), part, scheduled }
             };
             Operation::Release { timers: (0..4).map(timer).collect() }
