@@ -87,8 +87,8 @@ async fn at_the_limit_sends_are_refused_and_settlements_make_room() {
     client.fill("held", ["before"]).await;
     let (mut refused, mut stored) = (String::new(), Vec::new());
     // Channels do not leave the memory.
-    for batch in 0..60 {
-        let names: Vec<String> = (0..TOGETHER).map(|number| format!("full-{batch}-{number}")).collect();
+    for batch in 0..100 {
+        let names: Vec<String> = (0..100).map(|number| format!("full-{batch}-{number}")).collect();
         let results = client.batch(names.iter().map(|name| message(name, "body"))).await.results;
         stored.extend(names.into_iter().zip(&results).filter(|(_, result)| !result.is_error).map(|(name, _)| name));
         if let Some(result) = results.iter().find(|result| result.is_error) {
