@@ -1,4 +1,5 @@
-//! The floor of the disk: how long one fdatasync takes, through the same door as the log's.
+//! The floor of the disk: how long one fdatasync takes, through the same door as the log's, and what the memory costs
+//! that a written file takes until it is on the disk.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -47,6 +48,31 @@ pub(crate) async fn synced_appends(
     drop(file);
     RealDisk.remove(&path).await.context("could not remove the file")?;
     Ok(latencies)
+}
+
+/// Bytes of the file that [`page_cache`] writes, and of each of its writes.
+const CACHED: u64 = 512 << 20;
+const CACHED_WRITE: u64 = 256 << 10;
+
+/// How many bytes a second can be written and not flushed: to a new file, for which the kernel must find memory, and
+/// over it again. In a virtual machine whose host takes free memory back, the first may be slower than any disk.
+pub(crate) async fn page_cache(directory: &Path, clock: &Clock) -> anyhow::Result<[f64; 2]> {
+    let path = directory.join("cached");
+    let file: Arc<dyn File> = RealDisk.create(&path).await.context("could not create the file to write")?;
+    let block = Bytes::from(vec![0x5A; usize::try_from(CACHED_WRITE)?]);
+    let mut rates = [0.0; 2];
+    for rate in &mut rates {
+        let start = clock.now();
+        for offset in (0..CACHED / CACHED_WRITE).map(|number| number * CACHED_WRITE) {
+            file.write_at(offset, std::slice::from_ref(&block)).await.context("could not write")?;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a file has far fewer than 2^52 bytes")]
+        let bytes = CACHED as f64;
+        *rate = bytes / clock.now().since(start).as_secs_f64();
+    }
+    drop(file);
+    RealDisk.remove(&path).await.context("could not remove the file")?;
+    Ok(rates)
 }
 
 /// Returns latencies as text.

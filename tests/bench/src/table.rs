@@ -48,6 +48,7 @@ pub(crate) struct Row {
 pub(crate) async fn run(plan: &Plan<'_>, runtime: &Runtime) -> anyhow::Result<String> {
     let conditions = conditions(plan.directory, plan.broker);
     let sync = sync_latency(plan, &runtime.clock).await?;
+    let cached = disk::page_cache(plan.directory, &runtime.clock).await?;
     let mut rows = Vec::new();
     // First: the disk is slow for a while after the gigabytes that the brokers wrote are removed.
     if "log alone".contains(plan.only) {
@@ -63,7 +64,7 @@ pub(crate) async fn run(plan: &Plan<'_>, runtime: &Runtime) -> anyhow::Result<St
     if "program".contains(plan.only) {
         rows.extend(program_rows(plan, &runtime.clock).await?);
     }
-    Ok(render(&conditions, &sync, plan, &rows))
+    Ok(render(&conditions, &sync, cached, plan, &rows))
 }
 
 /// How long one fdatasync of a 4 KiB append takes on this machine.
@@ -268,7 +269,7 @@ fn micros(nanos: u64) -> f64 {
     nanos as f64 / 1000.0
 }
 
-fn render(conditions: &[(&str, String)], sync: &Sync, plan: &Plan<'_>, rows: &[Row]) -> String {
+fn render(conditions: &[(&str, String)], sync: &Sync, [new, again]: [f64; 2], plan: &Plan<'_>, rows: &[Row]) -> String {
     let mut text = String::from("# What was reached\n\n");
     text.push_str("Written by `kubemq-bench table`. Messages of 1 KiB unless the row says otherwise, durability `group`; broker, floor and client share the machine.\n");
     let times = plan.times;
@@ -285,10 +286,17 @@ fn render(conditions: &[(&str, String)], sync: &Sync, plan: &Plan<'_>, rows: &[R
     }
     writeln!(
         text,
-        "- fdatasync after a 4 KiB append to a preallocated file: p50 {}, p99 {}, {}/s\n",
+        "- fdatasync after a 4 KiB append to a preallocated file: p50 {}, p99 {}, {}/s",
         time(sync.p50_us),
         time(sync.p99_us),
         grouped_rate(sync.rate)
+    )
+    .ok();
+    writeln!(
+        text,
+        "- writing without a flush: {:.0} MB/s to a new file, {:.0} MB/s over it again\n",
+        new / 1e6,
+        again / 1e6
     )
     .ok();
     text.push_str("| Work | To reach | Reached | | Floor |\n|---|---|---|---|---|\n");

@@ -108,7 +108,7 @@ pub struct Load {
     pub connections: usize,
     /// Messages per request.
     pub batch: u64,
-    /// Messages per Get; half of a channel's share of what is in flight when nothing is said.
+    /// Messages per Get; when nothing is said half of a channel's share of what is in flight, with a rate one.
     pub items: Option<u32>,
     /// Events that a replay stores before, and reads again and again.
     pub events: u64,
@@ -412,8 +412,9 @@ impl Running {
         service: &Service,
         channels: Vec<String>,
     ) {
-        // Less than a channel's share, so that the other messages are on their way while a Get is answered.
-        let share = load.in_flight / load.channels as u64 / 2;
+        // Less than a channel's share, so that the other messages are on their way while a Get is answered. A Get waits
+        // for all that it asks for, so where messages come by a schedule it asks for one.
+        let share = if load.rate.is_some() { 1 } else { load.in_flight / load.channels as u64 / 2 };
         let items = load.items.map_or(share.clamp(1, 1024), u64::from);
         for channel in channels {
             let asking =

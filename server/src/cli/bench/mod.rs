@@ -124,7 +124,7 @@ struct Queue {
     /// Messages per request
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     batch: u64,
-    /// Messages per Get, end to end [default: half of a channel's share of --in-flight]
+    /// Messages per Get, end to end [default: half of a channel's share of --in-flight, with --rate 1]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     items: Option<u32>,
     #[command(flatten)]
