@@ -82,7 +82,7 @@ impl IndexMemory {
     /// Returns whether delayed messages that are due may become copies. Where copies do not take much of the memory they
     /// always may: what else takes it would not make room by itself.
     pub(crate) fn has_room_for_released(&self, state: &State) -> bool {
-        state.index_bytes() < self.0.most / 4 * 3 || state.copy_bytes() < self.0.most / 4
+        state.index_bytes() < self.0.most / 2 || state.copy_bytes() < self.0.most / 8
     }
 
     /// Notes that the newest durable snapshot is of entry `index`.

@@ -350,7 +350,8 @@ impl Timers {
     ///
     /// A block is needed from its earliest due time on and until its latest was looked at. Those that were sent about
     /// the same time with one delay are needed one after the other; of a bucket whose blocks all span the whole minute
-    /// all are needed together. How many that can be is bounded by what is refused at the limit of the index.
+    /// all are needed together, even where that takes more than the limit of the index. Until they are released again
+    /// sends are refused then, so that it is the blocks of one minute at most.
     pub(crate) fn due(&mut self, now: u64, ahead: u64, max: usize) -> Due {
         let waits = self.soon.away().first().is_some_and(|block| self.is_away(*block));
         if !waits && self.soon.lacks(now, ahead) {
