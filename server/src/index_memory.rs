@@ -6,6 +6,8 @@
 //! left) is bounded by refusing what would add to it, which the gateway does as long as [`IndexMemory::is_full`]. Delayed
 //! messages become copies when they are due: so many of them that others find no room wait until some are received.
 
+mod lost;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,6 +17,7 @@ use kubemq_broker::{BlockKey, ChannelId, Coldest, State};
 use kubemq_runtime::chain;
 use kubemq_storage::index::{IndexState, IndexWriter};
 
+use self::lost::Lost;
 use crate::gateway::Gateway;
 use crate::index_feed::{IndexFeed, on_disk};
 
@@ -143,6 +146,7 @@ impl IndexMemory {
     pub(crate) async fn bring_back_what_is_wanted(self, gateway: Gateway, index: IndexWriter, feed: IndexFeed) {
         let clock = gateway.runtime().clock.clone();
         let asked = gateway.with_core(|core| Arc::clone(&core.desk.away.asked));
+        let mut lost = Lost::new(gateway.runtime().random.clone());
         loop {
             let wanted = gateway.with_core(|core| core.desk.away.take());
             if wanted.is_empty() {
@@ -161,17 +165,26 @@ impl IndexMemory {
             if missing.is_empty() {
                 continue;
             }
-            let found = feed.put_all(&gateway, &missing).await;
-            self.0.came_back.fetch_add(found.came_back, Ordering::Relaxed);
-            match found.result {
-                Ok(()) => tracing::warn!(
-                    missing = missing.len(),
-                    blocks = found.blocks,
-                    "the index on disk lacked blocks and was rebuilt"
-                ),
-                Err(error) => {
-                    tracing::error!(missing = missing.len(), error = %chain(&*error), "blocks of the index cannot be found");
-                    clock.sleep(RETRY).await;
+            if lost.holds(&missing, clock.now()) {
+                clock.sleep(RETRY).await;
+            } else {
+                let found = feed.put_all(&gateway, &missing).await;
+                self.0.came_back.fetch_add(found.came_back, Ordering::Relaxed);
+                match found.result {
+                    Ok(()) => {
+                        lost.clear();
+                        let (missing, blocks) = (missing.len(), found.blocks);
+                        tracing::warn!(missing, blocks, "the index on disk lacked blocks and was rebuilt");
+                    }
+                    Err(error) => {
+                        let number = missing.len();
+                        tracing::error!(missing = number, error = %chain(&*error), "blocks of the index cannot be found");
+                        let away = |core: &mut crate::desk::Core| {
+                            missing.iter().copied().filter(|block| core.state.is_away(*block)).collect()
+                        };
+                        lost.add(&gateway.with_core(away), clock.now());
+                        clock.sleep(RETRY).await;
+                    }
                 }
             }
             let channels = missing.iter().copied().filter_map(channel_of).collect::<BTreeSet<_>>();

@@ -90,6 +90,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("server/src/gateway/lanes.rs", "TURN"),
     ("server/src/desk/away.rs", "SOON"),
     ("server/src/index_memory.rs", "*"),
+    ("server/src/index_memory/lost.rs", "*"),
     ("server/broker/src/living.rs", "PER_PIECE"),
     ("server/src/gateway/publishing.rs", "TOGETHER_OPERATIONS TOGETHER_BYTES TURN"),
     ("server/src/gateway/events.rs", "TURN"),
