@@ -108,7 +108,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("server/src/metrics/ages.rs", "READS"),
     ("server/src/scrub.rs", "FIRST PIECE BUSY_READS BUSY_PAUSES"),
     ("storage/src/log/group.rs", "COPIED"),
-    ("storage/src/log/reader.rs", "NEAR IN_ORDER"),
+    ("storage/src/log/reader.rs", "NEAR IN_ORDER LEAST_SHARE"),
     ("storage/src/log/mod.rs", "READERS"),
     ("storage/src/log/scan.rs", "WINDOW"),
     ("storage/src/log/writer.rs", "IDLE PAVED_AHEAD PAVED_FOR"),

@@ -303,7 +303,9 @@ impl Log {
                 return None;
             }
             if let Some(entry) = index.tail.get(entry) {
-                return Some(PartRead { time: entry.time, bytes: entry.parts.get(part)? });
+                let (time, bytes, whole) = (entry.time, entry.parts.get(part)?, entry.parts.as_bytes().len());
+                drop(index);
+                return Some(PartRead { time, bytes: reader::apart(bytes, whole as u64) });
             }
             index.find_chunk(entry)?
         };

@@ -22,6 +22,8 @@ const NEAR: u64 = 64 << 10;
 const AHEAD: u64 = 1 << 20;
 /// Bytes of read-ahead that are kept, in all.
 pub(super) const KEPT: u64 = 16 << 20;
+/// What is handed out keeps at most so many times its bytes in memory.
+const LEAST_SHARE: u64 = 4;
 /// How far behind a chunk the next read may begin and still count as being in order.
 const IN_ORDER: u64 = 64;
 
@@ -73,13 +75,13 @@ impl Chunk {
     pub(crate) fn part(&self, index: u64, part: u16) -> Option<Result<PartRead, Error>> {
         let (offset, entry) = self.place(index)?;
         Some(match entry.parts.get_checked(part) {
-            Some(bytes) => Ok(PartRead { time: entry.time, bytes }),
+            Some(bytes) => Ok(PartRead { time: entry.time, bytes: apart(bytes, self.bytes) }),
             None if part < entry.parts.count() => Err(self.damaged(*offset, index, part)),
             None => Err(Error::NotFound { entry: index, part }),
         })
     }
 
-    /// Returns parts that are intact.
+    /// Returns parts that are intact. Whoever follows the log has all of the chunk soon, so they stay parts of it.
     pub(crate) fn parts(&self, index: u64, parts: Range<u16>) -> Option<Result<PartsRead, Error>> {
         let (offset, entry) = self.place(index)?;
         let mut bytes = Vec::with_capacity(parts.len());
@@ -97,6 +99,12 @@ impl Chunk {
         let what = format!("the checksum of part {part} of entry {entry} does not fit");
         Error::Damaged { path: self.path.clone(), offset, what }
     }
+}
+
+/// Returns `part`, a slice of `whole` bytes, as bytes of its own when it is a small share of them: as long as somebody
+/// holds it, who may be slow, it would keep all of them in memory. Holders count what they hold.
+pub(super) fn apart(part: Bytes, whole: u64) -> Bytes {
+    if part.len() as u64 * LEAST_SHARE < whole { Bytes::copy_from_slice(&part) } else { part }
 }
 
 impl Index {
@@ -178,7 +186,8 @@ async fn read_body(shared: &Shared, entry: u64, part: u16) -> Result<PartRead, E
         let Some((frame, next)) = walk.frame(offset, NEAR).await? else { return Err(missing) };
         let id = frame.head.id;
         if frame.head.kind == Kind::Body && id.index == entry && id.node == u64::from(part) {
-            return Ok(PartRead { time: frame.head.time, bytes: frame.payload });
+            let bytes = apart(frame.payload, walk.bytes.len() as u64);
+            return Ok(PartRead { time: frame.head.time, bytes });
         }
         if frame.head.kind != Kind::Body || id.index != entry {
             return Err(missing);

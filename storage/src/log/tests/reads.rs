@@ -151,3 +151,23 @@ fn many_parts_come_back_at_once_from_memory_files_and_bodies() {
     assert!(bench.log.cached_parts(7, 2..7).is_none());
     check(&bench, 7);
 }
+
+/// Whoever is slow with a message must not keep a mebibyte of the log in memory for it.
+#[test]
+fn a_small_part_keeps_nothing_else_in_memory() {
+    let options = Options { tail_cache_bytes: 1 << 20, ..Options::default() };
+    let bench = filled(options, 64, 200);
+    let large = |bench: &Bench| {
+        let mut parts = Parts::builder();
+        (0..8).for_each(|part| parts.push(&vec![part; if part == 7 { 2000 } else { 100 }]));
+        let entry = Entry { id: id(1, 65), time: 65, kind: EntryKind::Normal, parts: parts.finish() };
+        bench.run(bench.log.append_synced(vec![entry])).unwrap();
+    };
+    large(&bench);
+    let read = |bench: &Bench, index, part| bench.run(bench.log.read_part(index, part)).unwrap().bytes;
+    assert!(read(&bench, 65, 1).is_unique(), "of an entry in memory");
+    assert!(!read(&bench, 65, 7).is_unique(), "most of it is not copied");
+    let bench = bench.restart(Options { tail_cache_bytes: 0, ..options });
+    bench.log.applied(65);
+    assert!(read(&bench, 7, 1).is_unique(), "of what was read from a file");
+}
