@@ -1,5 +1,6 @@
 //! A Get that follows settlements on its stream: behind acknowledgements it begins at once, also while the disk is slow
-//! with them; behind what gives messages back it begins when they are back, and finds them.
+//! with them, and is answered when they are applied; behind what gives messages back it begins when they are back, and
+//! finds them.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking with what it saw")]
 
 use std::sync::Arc;
@@ -91,7 +92,7 @@ impl Consumer {
 }
 
 #[tokio::test]
-async fn a_get_waits_for_what_is_given_back_and_not_for_what_is_acknowledged() {
+async fn a_get_begins_beside_acknowledgements_and_is_answered_behind_them() {
     let runtime = Runtime::real();
     let is_slow = Arc::new(AtomicBool::new(false));
     let node = start(Arc::clone(&is_slow), &runtime).await;
@@ -118,9 +119,17 @@ async fn a_get_waits_for_what_is_given_back_and_not_for_what_is_acknowledged() {
     let before = node.raft().status().applied;
     consumer.ask(Type::AckAll, &transaction).await;
     consumer.ask(Type::Get, "").await;
+    let clock = &runtime.clock;
+    let taken = async {
+        while node.gateway().in_flight() < 2 {
+            clock.sleep(Duration::from_millis(1)).await;
+        }
+    };
+    clock.timeout(PATIENCE, taken).await.expect("it is taken");
+    assert_eq!(node.raft().status().applied, before, "the acknowledgement is still on its way to the disk");
     let (transaction, body) = consumer.taken().await;
     assert_eq!(body, "second");
-    assert_eq!(node.raft().status().applied, before, "the acknowledgement is still on its way to the disk");
+    assert!(node.raft().status().applied > before, "the answer says that it is there");
 
     is_slow.store(false, Ordering::Relaxed);
     consumer.ask(Type::NAckAll, &transaction).await;

@@ -1,9 +1,9 @@
 //! The stream on which queue messages are received as transactions and settled.
 //!
 //! Settlements take effect in the order in which they came. A Get begins once whatever was given back or moved before
-//! it is applied, so that it can find that; acknowledgements it does not wait for, nobody is handed what they name.
-//! While it waits it holds nothing up. A settlement that went well is not answered. When the stream ends, everything
-//! unsettled returns to its queue.
+//! it is applied, so that it can find that, and is answered once all settlements before it are applied: its answer is
+//! what tells a client that they are, as one that went well has no answer of its own. While a Get waits it holds nothing
+//! up. When the stream ends, everything unsettled returns to its queue.
 
 use std::collections::VecDeque;
 use std::future::Future as _;
@@ -63,12 +63,19 @@ where
         submitted: 0,
         returning: 0,
         later: VecDeque::new(),
+        done: VecDeque::new(),
         gets: FuturesUnordered::new(),
     };
     let mut reading = true;
     loop {
         if !reading && stream.is_idle() {
             return Ok(Ended::Finished);
+        }
+        if let Some(got) = stream.answerable() {
+            if let Err(ended) = outlet.send(stream.got(got)).await {
+                return Ok(ended);
+            }
+            continue;
         }
         let answer = tokio::select! {
             biased;
@@ -79,7 +86,10 @@ where
                 return Ok(ended);
             }
             outcomes = front(&mut stream.settling), if !stream.settling.is_empty() => stream.finish(outcomes),
-            Some(got) = stream.gets.next(), if !stream.gets.is_empty() => Some(stream.got(got)),
+            Some(got) = stream.gets.next(), if !stream.gets.is_empty() => {
+                stream.done.push_back(got);
+                None
+            },
             request = requests.next(), if reading && stream.settling.len() < SETTLEMENTS => match request {
                 Some(request) => stream.request(request?),
                 None => {
@@ -111,6 +121,8 @@ struct Downstream {
     /// Gets that begin when so many settlements are applied.
     later: VecDeque<(u64, Get)>,
     gets: FuturesUnordered<BoxFuture<'static, Got>>,
+    /// Gets that are carried out and not answered yet.
+    done: VecDeque<Got>,
 }
 
 impl Drop for Downstream {
@@ -137,6 +149,8 @@ struct Get {
     client_id: String,
     auto_ack: bool,
     take: Take,
+    /// How many settlements must be applied for it to be answered.
+    after: u64,
     began: Instant,
 }
 
@@ -145,6 +159,7 @@ struct Got {
     answer: Response,
     client_id: String,
     held: Option<Held>,
+    after: u64,
     began: Instant,
 }
 
@@ -170,7 +185,11 @@ impl Downstream {
 
     /// Returns how many requests are begun and not yet carried out.
     fn under_way(&self) -> usize {
-        self.settling.len() + self.later.len() + self.gets.len()
+        self.settling.len() + self.unanswered_gets()
+    }
+
+    fn unanswered_gets(&self) -> usize {
+        self.later.len() + self.gets.len() + self.done.len()
     }
 
     fn now(&self) -> Instant {
@@ -225,7 +244,7 @@ impl Downstream {
             Ok(wanted) => wanted,
             Err(refusal) => return Some(refused(answer, &refusal)),
         };
-        if self.gets.len() + self.later.len() >= GETS || self.own.is_full(OPEN_TRANSACTIONS) {
+        if self.unanswered_gets() >= GETS || self.own.is_full(OPEN_TRANSACTIONS) {
             return Some(refused(answer, &Refusal::QueueSubscribe));
         }
         let client = if request.auto_ack { self.client } else { Client::default() };
@@ -235,7 +254,8 @@ impl Downstream {
             max_bytes: self.gateway.answer_bytes(client),
             deadline: began + wanted.wait,
         };
-        let get = Get { answer, client_id: request.client_id, auto_ack: request.auto_ack, take, began };
+        let after = self.submitted;
+        let get = Get { answer, client_id: request.client_id, auto_ack: request.auto_ack, take, after, began };
         if self.settled < self.returning {
             self.later.push_back((self.returning, get));
         } else {
@@ -278,6 +298,12 @@ impl Downstream {
         }
     }
 
+    /// Takes a Get that may be answered now.
+    fn answerable(&mut self) -> Option<Got> {
+        let at = self.done.iter().position(|got| got.after <= self.settled)?;
+        self.done.remove(at)
+    }
+
     fn got(&mut self, got: Got) -> Response {
         self.durations.gets.observe(self.now().since(got.began));
         if !got.answer.is_error {
@@ -297,10 +323,12 @@ async fn front(settling: &mut VecDeque<(Settling, Response, Instant)>) -> Result
 }
 
 async fn carry_out(gateway: Gateway, get: Get) -> Got {
-    let Get { answer, client_id, auto_ack, take, began } = get;
+    let Get { answer, client_id, auto_ack, take, after, began } = get;
     match take_messages(&gateway, take, auto_ack, &client_id).await {
-        Ok((messages, held)) => Got { answer: Response { messages, ..answer }, client_id, held, began },
-        Err(unavailable) => Got { answer: refused(answer, &unavailable.refusal()), client_id, held: None, began },
+        Ok((messages, held)) => Got { answer: Response { messages, ..answer }, client_id, held, after, began },
+        Err(unavailable) => {
+            Got { answer: refused(answer, &unavailable.refusal()), client_id, held: None, after, began }
+        }
     }
 }
 

@@ -71,8 +71,13 @@ impl Server {
 
     /// Returns the sum of a metric over all its labels, 0 where there is no such metric.
     pub(crate) fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        self.metrics(&[name])
+    }
+
+    /// Returns the sum of several metrics over all their labels, as they are at one moment.
+    pub(crate) fn metrics(&self, names: &[&str]) -> anyhow::Result<f64> {
         let (_, text) = http_get(&self.http, "/metrics").context("could not read the metrics")?;
-        let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        let lines = text.lines().filter(|line| line.split(['{', ' ']).next().is_some_and(|name| names.contains(&name)));
         Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
     }
 

@@ -42,7 +42,7 @@ pub(super) async fn over_a_day(stage: &mut Stage) -> anyhow::Result<()> {
         full <= half + 64 * MIB,
     );
     stage.kill_and_restart(None).await?;
-    let waiting = stage.metric("kubemq_messages_delayed")? + stage.metric("kubemq_messages_pending")?;
+    let waiting = stage.living()?;
     stage.demand("none lost by a restart", format!("{waiting:.0}"), waiting == super::backlog::as_number(count));
     let soon = wall(stage)? + 60_000_000_000;
     let due = dues.iter().filter(|&&due| due > 0 && due <= soon.min(watched_until)).count() as u64;

@@ -191,6 +191,11 @@ impl Stage {
         self.server()?.metric(name)
     }
 
+    /// Returns how many messages the broker has, delayed or waiting.
+    pub(crate) fn living(&self) -> anyhow::Result<f64> {
+        self.server()?.metrics(&["kubemq_messages_delayed", "kubemq_messages_pending"])
+    }
+
     /// Waits until `holds` says so of the broker, at most for `longest`; returns whether it did.
     pub(crate) async fn until(
         &self,
