@@ -9,7 +9,7 @@ use kubemq_storage::Parts;
 /// Most operations of a batch, and of an entry.
 pub const MAX_OPERATIONS: usize = 1024;
 /// Most bytes of a batch, and of an entry, unless it is a single operation.
-pub const MAX_BYTES: usize = 1024 * 1024;
+pub const MAX_BYTES: usize = 256 * 1024;
 
 /// Who made a batch: a node, and which life of its process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]

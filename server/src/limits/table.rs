@@ -345,7 +345,7 @@ pub static LIMITS: &[Limit] = &[
     ),
     Limit::fixed(
         ("raft/src/batch.rs", "MAX_BYTES"),
-        "1 MiB",
+        "256 KiB",
         "bytes of one entry, or one operation",
         "the rest goes into the next",
         "kubemq_log_entries_total",
