@@ -45,8 +45,6 @@ pub(crate) struct Active {
     pub(crate) len: u64,
     /// The file was another segment before.
     pub(crate) reused: bool,
-    /// Up to here the file is known to have been written in this life, with zeros where no group is yet.
-    pub(crate) paved: u64,
     pub(crate) sampler: Sampler,
 }
 
@@ -269,7 +267,7 @@ impl Recovery<'_> {
             let (file, path) = (Arc::clone(&found.file), found.path.clone());
             let len = len.saturating_sub(FOOTER_ROOM).max(end);
             let reused = found.header.reused;
-            self.active = Some(Active { number, file, path, offset: end, len, reused, paved: 0, sampler });
+            self.active = Some(Active { number, file, path, offset: end, len, reused, sampler });
         }
         Ok(())
     }

@@ -32,14 +32,8 @@ use crate::Error;
 /// How long nothing may be written before the writer notes that everything is synced.
 const IDLE: Duration = Duration::from_millis(100);
 
-/// What room behind a group is filled with.
+/// What the end of a page is filled with.
 static PAGE: [u8; 4096] = [0; 4096];
-
-/// How far ahead of a small group zeros are written with it. The first flush of room that was only reserved has to
-/// write the file's metadata, too, which costs as much again as the group: paved room spares that to those that follow.
-const PAVED_AHEAD: u64 = 128 << 10;
-/// A group so large gains less from it than the zeros cost.
-const PAVED_FOR: u64 = 32 << 10;
 
 pub(crate) struct Writer {
     shared: Arc<Shared>,
@@ -303,15 +297,13 @@ impl Writer {
         group.pieces[0] = first;
         group.pieces.push(group.small.split().freeze());
         group.bytes = group.pieces.iter().map(|piece| piece.len() as u64).sum();
-        let end = offset + group.bytes;
         if active.reused {
             // Whole pages are written without reading what they held before.
-            group.pieces.extend(zeros(end, end.next_multiple_of(PAGE.len() as u64)));
-        } else if group.bytes <= PAVED_FOR && active.paved < end {
-            active.paved = (end + PAVED_AHEAD).min(active.len).next_multiple_of(PAGE.len() as u64);
-            group.pieces.extend(zeros(end, active.paved));
+            let end = offset + group.bytes;
+            group.pieces.push(Bytes::from_static(&PAGE).slice(..to_page_end(end)));
         }
         active.file.write_at(offset, &group.pieces).await?;
+        let end = active.offset + GROUP_HEAD as u64 + group.length;
         if self.behind.is_allowed(group) {
             let now = self.shared.clock.now();
             if !group.is_only_mark() {
@@ -412,7 +404,7 @@ impl Writer {
     /// Ends the active segment with its footer.
     async fn seal(&mut self) -> Result<(), Error> {
         let Some(active) = self.active.take() else { return Ok(()) };
-        let Active { number, file, offset, sampler, path, len, reused, paved } = active;
+        let Active { number, file, offset, sampler, path, len, reused } = active;
         let Sampler { samples, range, dead_from, parts, .. } = sampler;
         let footer = Footer { range, dead_from, parts, samples, state: self.state.clone() };
         let mut group = Gathered::new();
@@ -429,7 +421,7 @@ impl Writer {
         let end = offset + GROUP_HEAD as u64 + group.length;
         // Kept for the note, should the disk fail here.
         let sampler = Sampler::default();
-        self.active = Some(Active { number, file: Arc::clone(&file), path, offset, len, reused, paved, sampler });
+        self.active = Some(Active { number, file: Arc::clone(&file), path, offset, len, reused, sampler });
         file.write_at(offset, &group.pieces).await?;
         let trailer = segment::trailer(number, offset);
         file.write_at(segment::trailer_at(file.len().await?, end), &[trailer]).await?;
@@ -458,7 +450,7 @@ impl Writer {
         }
         let Spare { number, file, path, len, reused } = spare?;
         let sampler = Sampler::default();
-        self.active = Some(Active { number, file, path, offset: HEADER as u64, len, reused, paved: 0, sampler });
+        self.active = Some(Active { number, file, path, offset: HEADER as u64, len, reused, sampler });
         self.order_spare();
         Ok(())
     }
@@ -503,15 +495,9 @@ impl Writer {
     }
 }
 
-/// Returns zeros for `from` to `to`, a page at a time.
-fn zeros(from: u64, to: u64) -> impl Iterator<Item = Bytes> {
-    let mut left = usize::try_from(to.saturating_sub(from)).unwrap_or(0);
-    std::iter::from_fn(move || {
-        // The first piece ends where a page does.
-        let piece = if left % PAGE.len() == 0 { left.min(PAGE.len()) } else { left % PAGE.len() };
-        left -= piece;
-        (piece > 0).then(|| Bytes::from_static(&PAGE).slice(..piece))
-    })
+/// Returns how many bytes are missing from `offset` to the end of a page.
+fn to_page_end(offset: u64) -> usize {
+    usize::try_from(offset.next_multiple_of(PAGE.len() as u64) - offset).unwrap_or(0)
 }
 
 /// Why the writer goes on.

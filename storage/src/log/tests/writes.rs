@@ -40,27 +40,6 @@ fn one_group_of_many_requests_is_one_fdatasync() {
 }
 
 #[test]
-fn zeros_pave_the_way_of_small_groups_only() {
-    const ENTRIES: u64 = 300;
-    let bench = Bench::new(Options::default());
-    let mut paved = 0;
-    for index in 1..=ENTRIES {
-        let before = bench.disk.counters().bytes_written;
-        bench.run(bench.log.append_synced(entries(1, index..index + 1, 1024))).unwrap();
-        let written = bench.disk.counters().bytes_written - before;
-        assert!(!(2048..=100 << 10).contains(&written), "a group, or the room for a hundred: {written}");
-        paved += u64::from(written > 2048);
-    }
-    assert!((2..=1 + ENTRIES / 80).contains(&paved), "{paved} of {ENTRIES} paved the way of others");
-    let before = bench.disk.counters().bytes_written;
-    bench.run(bench.log.append_synced(entries(1, ENTRIES + 1..ENTRIES + 2, 200 << 10))).unwrap();
-    assert!(bench.disk.counters().bytes_written - before < 201 << 10);
-    let all = bench.run(bench.log.all()).unwrap();
-    let bench = bench.restart(Options::default());
-    assert_eq!(bench.run(bench.log.all()).unwrap(), all, "zeros are the end of the log");
-}
-
-#[test]
 fn entries_are_answered_before_they_are_flushed_now_and_then() {
     let interval = std::time::Duration::from_millis(500);
     let options = Options { flush: Flush::Interval(interval), ..Options::default() };
