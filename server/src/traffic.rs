@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kubemq_broker::Outcome;
+use kubemq_broker::{Kind, Outcome};
 use kubemq_runtime::{FixedHashMap, UnixNanos};
 use parking_lot::Mutex;
 
@@ -40,11 +40,11 @@ impl Of {
     /// Returns the name that metrics use.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Events => "events",
-            Self::EventsStore => "events_store",
-            Self::Commands => "commands",
-            Self::Queries => "queries",
-            Self::Queues => "queues",
+            Self::Events => Kind::Events.name(),
+            Self::EventsStore => Kind::EventsStore.name(),
+            Self::Commands => Kind::Commands.name(),
+            Self::Queries => Kind::Queries.name(),
+            Self::Queues => Kind::Queue.name(),
             Self::Responses => "responses",
         }
     }

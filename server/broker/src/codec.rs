@@ -113,6 +113,27 @@ impl Checksum {
     }
 }
 
+/// Ends a block for the index on disk, which begins with its version, with a checksum. With it comes the half of the
+/// checksum that is kept in memory.
+pub(crate) fn close_block(mut block: BytesMut) -> (Bytes, u32) {
+    let mut sum = Checksum::new();
+    sum.slice(&block);
+    block.put_u64_le(sum.value());
+    (block.freeze(), sum.value() as u32)
+}
+
+/// What is in such a block. `None` when its bytes are damaged or of another version.
+pub(crate) fn open_block(block: &Bytes, version: u8) -> Option<Bytes> {
+    let content = block.len().checked_sub(8)?;
+    let mut sum = Checksum::new();
+    sum.slice(&block[..content]);
+    if take_word(&mut block.slice(content..)).ok()? != sum.value() {
+        return None;
+    }
+    let mut content = block.slice(..content);
+    (take_byte(&mut content).ok()? == version).then_some(content)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -35,6 +35,18 @@ impl Kind {
         matches!(self, Self::Queue | Self::EventsStore)
     }
 
+    /// The name that clients and operators use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Queue => "queues",
+            Self::EventsStore => "events_store",
+            Self::Events => "events",
+            Self::Commands => "commands",
+            Self::Queries => "queries",
+        }
+    }
+
     /// The number that stands for this kind in bytes.
     pub(crate) fn number(self) -> u8 {
         self as u8

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::codec::{Checksum, take_byte, take_word};
+use crate::codec::{close_block, open_block, take_byte};
 use crate::copies::Copies;
 use crate::limits::{ENTRY_BOUND, RUNS_PER_BLOCK};
 use crate::reference::Reference;
@@ -498,25 +498,13 @@ pub(crate) fn encode_run_block(runs: &[Run]) -> (Bytes, u32) {
         out.put_u16_le(run.count);
         out.put_u32_le(run.bytes);
     }
-    let mut sum = Checksum::new();
-    sum.slice(&out);
-    out.put_u64_le(sum.value());
-    (out.freeze(), sum.value() as u32)
+    close_block(out)
 }
 
 /// Reads a sealed block of runs back. `None` when its bytes are damaged or of another version.
 #[must_use]
 pub fn decode_run_block(block: &Bytes) -> Option<Vec<Run>> {
-    let content = block.len().checked_sub(8)?;
-    let mut sum = Checksum::new();
-    sum.slice(&block[..content]);
-    if take_word(&mut block.slice(content..)).ok()? != sum.value() {
-        return None;
-    }
-    let mut rest = block.slice(..content);
-    if take_byte(&mut rest).ok()? != BLOCK_VERSION {
-        return None;
-    }
+    let mut rest = open_block(block, BLOCK_VERSION)?;
     let count = usize::from(take_byte(&mut rest).ok()?);
     if count > RUNS_PER_BLOCK || rest.len() != count * size_of::<Run>() {
         return None;

@@ -3,7 +3,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::channel::ChannelId;
-use crate::codec::{Checksum, take_byte, take_word};
+use crate::codec::{Checksum, close_block, open_block};
 use crate::limits::TIMERS_PER_BLOCK;
 use crate::operation::TimerRef;
 use crate::reference::Reference;
@@ -118,24 +118,12 @@ pub(crate) fn encode_timer_block(timers: &TimerBlock) -> (Bytes, u32) {
         out.put_u32_le(timer.scheduled.expiration.0);
         out.put_u32_le(timer.scheduled.bytes);
     }
-    let mut sum = Checksum::new();
-    sum.slice(&out);
-    out.put_u64_le(sum.value());
-    (out.freeze(), sum.value() as u32)
+    close_block(out)
 }
 
 /// Reads a block back. `None` when its bytes are damaged or of another version.
 pub(crate) fn decode_timer_block(block: &Bytes) -> Option<Box<TimerBlock>> {
-    let content = block.len().checked_sub(8)?;
-    let mut sum = Checksum::new();
-    sum.slice(&block[..content]);
-    if take_word(&mut block.slice(content..)).ok()? != sum.value() {
-        return None;
-    }
-    let mut rest = block.slice(..content);
-    if take_byte(&mut rest).ok()? != BLOCK_VERSION {
-        return None;
-    }
+    let mut rest = open_block(block, BLOCK_VERSION)?;
     let mut timers = Vec::with_capacity(TIMERS_PER_BLOCK);
     for _ in 0..TIMERS_PER_BLOCK {
         timers.push(take_timer(&mut rest)?);

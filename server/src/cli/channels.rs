@@ -86,11 +86,11 @@ impl Kind {
 
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Events => "events",
-            Self::EventsStore => "events_store",
-            Self::Commands => "commands",
-            Self::Queries => "queries",
-            Self::Queues => "queues",
+            Self::Events => kubemq_broker::Kind::Events.name(),
+            Self::EventsStore => kubemq_broker::Kind::EventsStore.name(),
+            Self::Commands => kubemq_broker::Kind::Commands.name(),
+            Self::Queries => kubemq_broker::Kind::Queries.name(),
+            Self::Queues => kubemq_broker::Kind::Queue.name(),
         }
     }
 }

@@ -147,7 +147,7 @@ fn nanos(duration: Duration) -> u64 {
 }
 
 fn kind_of(name: &str) -> Option<Kind> {
-    Kind::ALL.into_iter().find(|kind| name_of(*kind) == name)
+    Kind::ALL.into_iter().find(|kind| kind.name() == name)
 }
 
 /// Returns how messages of a kind travel that are not stored.
@@ -157,16 +157,6 @@ fn pattern_of(kind: Kind) -> Option<Pattern> {
         Kind::Commands => Some(Pattern::Commands),
         Kind::Queries => Some(Pattern::Queries),
         Kind::Queue | Kind::EventsStore => None,
-    }
-}
-
-fn name_of(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Queue => "queues",
-        Kind::EventsStore => "events_store",
-        Kind::Events => "events",
-        Kind::Commands => "commands",
-        Kind::Queries => "queries",
     }
 }
 
@@ -224,7 +214,7 @@ impl Seen {
         };
         Listed {
             name: &self.name,
-            kind: name_of(kind),
+            kind: kind.name(),
             last_activity: self.last_activity / 1_000_000,
             is_active,
             incoming: counters(self.totals.sent, self.totals.sent_bytes),
@@ -273,7 +263,7 @@ impl<'a> Listed<'a> {
         };
         Self {
             name,
-            kind: name_of(kind),
+            kind: kind.name(),
             last_activity: counted.last_seen / 1_000_000,
             is_active,
             incoming: counters(counted.sent, counted.sent_bytes, 0),
@@ -368,7 +358,7 @@ mod tests {
     #[test]
     fn every_type_has_its_name() {
         for kind in Kind::ALL {
-            assert_eq!(kind_of(name_of(kind)), Some(kind));
+            assert_eq!(kind_of(kind.name()), Some(kind));
         }
         assert_eq!(kind_of("topics"), None);
     }

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use kubemq_broker::Kind;
+
 /// Counters and levels; each change is one atomic addition.
 #[derive(Debug, Default)]
 pub(crate) struct Numbers {
@@ -31,9 +33,9 @@ impl Sender {
     /// Returns the name that metrics use.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Queues => "queues",
-            Self::EventsStore => "events_store",
-            Self::Events => "events",
+            Self::Queues => Kind::Queue.name(),
+            Self::EventsStore => Kind::EventsStore.name(),
+            Self::Events => Kind::Events.name(),
         }
     }
 

@@ -12,7 +12,7 @@ use kubemq_proto::kubemq::{EventReceive, QueueMessage, QueueMessagePolicy};
 use prost::Message as _;
 use serde::Serialize;
 
-use super::holdings::{self, Content, Item};
+use super::holdings::{Content, Item};
 
 /// A message as it is exported. Fields without a value are left out.
 #[derive(Debug, Serialize)]
@@ -63,7 +63,7 @@ impl<'a> Line<'a> {
     pub(super) fn new(item: &Item<'a>) -> Self {
         let mut line = Self {
             channel: item.channel,
-            kind: holdings::kind(item.kind),
+            kind: item.kind.name(),
             sequence: item.sequence,
             time: 0,
             due: item.due,

@@ -12,7 +12,7 @@ use kubemq_storage::log::{self, Salvage};
 use kubemq_storage::snapshot::Snapshots;
 use serde::Serialize;
 
-use super::holdings::{self, Holdings, Tallies, Tally};
+use super::holdings::{Holdings, Tallies, Tally};
 use crate::data_dir::{DataDir, DataDirError};
 
 /// An index that is larger is not copied to be checked.
@@ -62,7 +62,7 @@ pub(super) struct Holds {
 
 impl Holds {
     fn new(tallies: &Tallies, kind: Kind) -> Self {
-        let kind = holdings::kind(kind);
+        let kind = kind.name();
         let (channels, Tally { messages, unreadable }) = tallies.of(kind);
         Self { kind, channels, messages, unreadable }
     }

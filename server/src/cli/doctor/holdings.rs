@@ -263,7 +263,7 @@ pub(super) struct Tallies(pub(super) BTreeMap<(&'static str, String), Tally>);
 
 impl Tallies {
     pub(super) fn count(&mut self, item: &Item<'_>) {
-        let tally = self.0.entry((kind(item.kind), item.channel.to_owned())).or_default();
+        let tally = self.0.entry((item.kind.name(), item.channel.to_owned())).or_default();
         tally.messages += 1;
         tally.unreadable += u64::from(item.content.is_err());
     }
@@ -277,14 +277,6 @@ impl Tallies {
             sum.unreadable += tally.unreadable;
         }
         (channels, sum)
-    }
-}
-
-/// Returns the word for a kind.
-pub(super) const fn kind(kind: Kind) -> &'static str {
-    match kind {
-        Kind::EventsStore => "events_store",
-        _ => "queues",
     }
 }
 
