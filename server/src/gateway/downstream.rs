@@ -381,6 +381,9 @@ mod tests {
     use crate::node::Node;
     use crate::node::tests::{options, start_on, start_with};
 
+    /// The longest that anything one waits for may take.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     /// Returns a disk whose syncs take five seconds while it is slow.
     fn slow_disk(runtime: &Runtime, is_slow: &Arc<AtomicBool>) -> Arc<dyn Disk> {
         let is_slow = Arc::clone(is_slow);
@@ -437,6 +440,66 @@ mod tests {
         let (served, read) = tokio::join!(served, settle);
         assert_eq!((served, read), (Ok(Ended::Finished), SETTLEMENTS));
         assert_eq!(get(&node, "q", 1).await, [0; 0], "all of them were carried out");
+        node.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_get_begins_beside_acknowledgements_and_is_answered_behind_them() {
+        let (runtime, is_slow) = (Runtime::real(), Arc::new(AtomicBool::new(false)));
+        let node = start_on(options(), slow_disk(&runtime, &is_slow)).await;
+        fill(&node, "q", &[1, 2]).await;
+        let (requests, receiver) = mpsc::channel(4);
+        let (answers, mut answered) = mpsc::channel(1);
+        let request = |kind: Type, transaction: &str| {
+            Ok::<_, Infallible>(QueuesDownstreamRequest {
+                client_id: "c".to_owned(),
+                request_type_data: kind.into(),
+                channel: "q".to_owned(),
+                max_items: 1,
+                wait_timeout: 60_000,
+                ref_transaction_id: transaction.to_owned(),
+                ..QueuesDownstreamRequest::default()
+            })
+        };
+        // Returns the transaction and the size of the next message.
+        let mut taken = async || {
+            let answer: Response = runtime.clock.timeout(PATIENCE, answered.recv()).await.unwrap().unwrap();
+            (answer.transaction_id, answer.messages[0].body.len())
+        };
+        let applied = || node.raft().status().applied;
+        let consume = async {
+            let requests = requests;
+            let ask = async |kind, transaction: &str| requests.send(request(kind, transaction)).await.unwrap();
+            ask(Type::Get, "").await;
+            let (transaction, first) = taken().await;
+            assert_eq!(first, 1);
+            is_slow.store(true, Ordering::Relaxed);
+            let before = applied();
+            ask(Type::AckAll, &transaction).await;
+            ask(Type::Get, "").await;
+            let is_taken = async {
+                while node.gateway().in_flight() < 2 {
+                    runtime.clock.sleep(LEAD_RETRY).await;
+                }
+            };
+            runtime.clock.timeout(PATIENCE, is_taken).await.unwrap();
+            assert_eq!(applied(), before, "the acknowledgement is still on its way to the disk");
+            let (transaction, second) = taken().await;
+            assert_eq!(second, 2);
+            assert!(applied() > before, "the answer says that it is there");
+            is_slow.store(false, Ordering::Relaxed);
+            ask(Type::NAckAll, &transaction).await;
+            ask(Type::Get, "").await;
+            let (transaction, again) = taken().await;
+            assert_eq!(again, 2, "behind what gives it back a Get finds it");
+            ask(Type::AckAll, &transaction).await;
+        };
+        let (transactions, of_client) = (Transactions::default(), (Client::default(), Arc::default()));
+        let stop = Stop::new();
+        let served = serve(node.gateway(), &transactions, of_client, ReceiverStream::new(receiver), answers, stop);
+        // The stream ends with the consumer.
+        let (served, ()) = tokio::join!(served, consume);
+        assert_eq!(served, Ok(Ended::Finished));
         node.stop().await;
     }
 
