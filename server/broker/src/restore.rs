@@ -31,6 +31,9 @@ use crate::timers::{RestoredTimers, SEALED_TIMERS_BYTES};
 /// Sequences stay below this bound, so that counting on never overflows.
 const SEQUENCE_BOUND: u64 = 1 << 62;
 
+/// Blocks of a channel that are read first after the start: half of the room is kept for them.
+const HEADS: usize = 2;
+
 /// Why bytes are no snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreError {
@@ -98,7 +101,9 @@ struct Reader {
     timers: Vec<Timer>,
     /// Channel names that copies repeat.
     names: BTreeMap<NameKey, ()>,
-    /// Bytes of sealed blocks that may still stay in memory.
+    /// Bytes of the first sealed blocks of channels that may still stay in memory.
+    heads: u64,
+    /// The same of all other sealed blocks.
     room: u64,
 }
 
@@ -161,7 +166,8 @@ impl Restoring {
                 delayed: BTreeMap::new(),
                 timers: Vec::new(),
                 names: BTreeMap::new(),
-                room: self.room,
+                heads: self.room / 2,
+                room: self.room - self.room / 2,
             });
             return Ok(());
         };
@@ -289,18 +295,17 @@ impl Reader {
     }
 
     fn runs(&mut self, mut seal: Seal, runs: Vec<Run>) -> Result<(), RestoreError> {
-        let room = self.room;
-        let channel = self.channel()?;
+        let is_head = self.channel()?.runs.sealed_from(0).nth(HEADS - 1).is_none();
         // Only what says its size can be without its runs.
         if let Seal::Sealed { bytes: Some(_), stays } = &mut seal {
-            *stays = room >= SEALED_LIST_BYTES;
+            let room = if is_head && self.heads >= SEALED_LIST_BYTES { &mut self.heads } else { &mut self.room };
+            *stays = *room >= SEALED_LIST_BYTES;
+            *room -= if *stays { SEALED_LIST_BYTES } else { 0 };
         }
+        let channel = self.channel()?;
         let mut all: Runs = std::mem::take(&mut channel.runs);
         let taken = all.restore_block(runs, seal, channel.next_sequence(), |run| channel.alive_in(run));
         channel.runs = all;
-        if matches!(seal, Seal::Sealed { stays: true, .. }) {
-            self.room = room.saturating_sub(SEALED_LIST_BYTES);
-        }
         taken.ok_or(RestoreError::Contradiction("runs are out of order, or nothing in a block is alive"))
     }
 

@@ -5,8 +5,8 @@
 use bytes::Bytes;
 use kubemq_broker::limits::{CURSORS_PER_CHANNEL, Limits, MOVE_ITEMS, RELEASE_TIMERS, SEQUENCE_RANGES, TIMERS_SOON};
 use kubemq_broker::{
-    Answer, BatchView, ChannelId, DecodeError, Kind, MoveItem, MoveMode, Name, Operation, Outcome, Reader, Refusal,
-    Sequences, Start, State, TimerRef,
+    Answer, BatchView, ChannelId, DecodeError, Kind, MoveItem, MoveMode, Name, Operation, Outcome, Piece, Reader,
+    Refusal, Restoring, Sequences, Start, State, TimerRef,
 };
 
 fn name(text: &str) -> Name {
@@ -109,4 +109,31 @@ fn what_is_due_soon_is_known_in_pieces() {
     }
     assert_eq!(released.len(), 2 * sent.iter().map(Vec::len).sum::<usize>());
     assert!(released.is_sorted_by(|a, b| a < b), "in order, and none twice");
+}
+
+/// A start keeps less in memory than there is, and of each channel what is received first.
+#[test]
+fn what_is_read_first_is_in_memory_after_a_start() {
+    const CHANNELS: u64 = 50;
+    let mut state = State::default();
+    let channel = |number: u64| name(&format!("q{number}"));
+    for entry in 1..=64 * 6 + 1 {
+        let publish = |number| {
+            let (delay_ms, expiration_ms, message) = (0, 0, Bytes::from_static(b"m"));
+            Operation::Publish { kind: Kind::Queue, channel: channel(number), delay_ms, expiration_ms, message }
+        };
+        let operations: Vec<Bytes> = (0..CHANNELS).map(|number| publish(number).to_bytes()).collect();
+        let batch = BatchView { origin: 1, epoch: 1, number: entry, first_part: 1, operations: &operations };
+        assert_eq!(state.apply(entry, entry, &[batch]).answers.len(), 1);
+    }
+    let mut restoring = Restoring::new(state.sealed_bytes() * 2 / 3);
+    let mut chunks = state.snapshot().chunks();
+    while let Piece::Next(chunk) = chunks.next_piece().unwrap() {
+        restoring.push(chunk).unwrap();
+    }
+    let restored = restoring.finish().unwrap();
+    assert_eq!(restored.digest(), state.digest());
+    assert_eq!(restored.sealed_bytes(), state.sealed_bytes() * 2 / 3);
+    let away = |number| restored.channel(Kind::Queue, channel(number).as_str()).unwrap().away_from(1, 2).count();
+    assert_eq!((0..CHANNELS).map(away).sum::<usize>(), 0);
 }
