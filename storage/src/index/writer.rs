@@ -1,9 +1,11 @@
 //! The thread that owns the index: it takes sealed blocks, writes them, and answers reads.
 //!
 //! Whoever seals a block must never wait for a disk, so putting is a push into a bounded inbox; when that is
-//! full the block is refused and stays where it is. An index that fails while it runs is cleared once and
+//! full the block is refused and stays where it is. Whoever reads a block keeps a receiver waiting, so reads go before
+//! everything else, and ask again behind it when they find nothing. An index that fails while it runs is cleared once and
 //! reported through [`IndexWriter::state`], so that its owner puts every block again.
 
+use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -16,6 +18,8 @@ use super::{BlockKey, Index, IndexError, Opening, Space};
 
 /// Requests that may wait for the index thread.
 const INBOX: usize = 4096;
+/// Reads that may wait for the index thread, and as many more for what is still in the inbox.
+const READS: usize = 64;
 /// Bytes of blocks that may wait for the index thread.
 const INBOX_BYTES: usize = 16 * 1024 * 1024;
 /// The size of the files is looked up once in so many requests: it costs system calls and is for people.
@@ -69,16 +73,22 @@ struct Counters {
 enum Request {
     Put(BlockKey, Bytes),
     Remove(Space, u64, RangeInclusive<u64>),
-    Get(BlockKey, oneshot::Sender<Result<Option<Bytes>, IndexError>>),
     Missing(Vec<BlockKey>, oneshot::Sender<Result<Vec<BlockKey>, IndexError>>),
     Shrink,
     Close(oneshot::Sender<()>),
+}
+
+/// Somebody waits for a block.
+struct Read {
+    key: BlockKey,
+    answer: oneshot::Sender<Result<Option<Bytes>, IndexError>>,
 }
 
 /// A handle to the index thread, cheap to clone.
 #[derive(Clone)]
 pub struct IndexWriter {
     inbox: mpsc::Sender<Request>,
+    reads: mpsc::Sender<Read>,
     state: watch::Receiver<IndexState>,
     counters: Arc<Counters>,
 }
@@ -97,12 +107,13 @@ impl IndexWriter {
         F: FnOnce() -> Result<(I, Opening), IndexError> + Send + 'static,
     {
         let (inbox, requests) = mpsc::channel(INBOX);
+        let (reads, read) = mpsc::channel(READS);
         let (state, receiver) = watch::channel(IndexState::Opening);
         let counters = Arc::new(Counters::default());
-        let worker = Worker { state, counters: Arc::clone(&counters), number: 0 };
+        let worker = Worker { state, counters: Arc::clone(&counters), number: 0, served: 0, late: VecDeque::new() };
         // The index is never needed: its thread failing is logged and its owner sees a closed inbox.
-        drop(runtime.tasks.dedicated("index", OnFailure::Log, worker.run(open, requests)));
-        Self { inbox, state: receiver, counters }
+        drop(runtime.tasks.dedicated("index", OnFailure::Log, worker.run(open, requests, read)));
+        Self { inbox, reads, state: receiver, counters }
     }
 
     /// Hands a sealed block over. Never waits.
@@ -144,7 +155,9 @@ impl IndexWriter {
     ///
     /// Any error means that the block must come from elsewhere.
     pub async fn get(&self, key: BlockKey) -> Result<Option<Bytes>, IndexError> {
-        self.ask(|answer| Request::Get(key, answer)).await?
+        let (answer, result) = oneshot::channel();
+        self.reads.send(Read { key, answer }).await.map_err(|_| IndexError::Closed)?;
+        result.await.map_err(|_| IndexError::Closed)?
     }
 
     /// Returns those of `keys` that the index does not hold whole.
@@ -190,10 +203,19 @@ impl IndexWriter {
     }
 }
 
+enum Next {
+    Read(Read),
+    Request(Request),
+}
+
 struct Worker {
     state: watch::Sender<IndexState>,
     counters: Arc<Counters>,
     number: u64,
+    /// Requests that were served.
+    served: u64,
+    /// Reads that found nothing, each with the number of the request behind which it asks again.
+    late: VecDeque<(u64, Read)>,
 }
 
 impl Worker {
@@ -201,6 +223,7 @@ impl Worker {
         mut self,
         open: impl FnOnce() -> Result<(I, Opening), IndexError> + Send,
         mut requests: mpsc::Receiver<Request>,
+        mut reads: mpsc::Receiver<Read>,
     ) {
         let mut index = match open() {
             Ok((index, opening)) => {
@@ -213,26 +236,53 @@ impl Worker {
             }
             Err(error) => return self.give_up(error),
         };
-        let mut served: u64 = 0;
-        while let Some(request) = requests.recv().await {
-            if let Request::Close(answer) = request {
+        loop {
+            let next = tokio::select! {
+                biased;
+                Some(read) = reads.recv() => Next::Read(read),
+                Some(request) = requests.recv() => Next::Request(request),
+                else => return,
+            };
+            if let Next::Request(Request::Close(answer)) = next {
                 index.flush().ok();
                 drop(index);
                 self.state.send(IndexState::Closed);
                 answer.send(()).ok();
                 return;
             }
-            if let Err(error) = self.serve(&mut index, request)
+            let served = match next {
+                Next::Read(read) => self.read(&mut index, read, requests.len() as u64),
+                Next::Request(request) => self.serve_and_read_late(&mut index, request),
+            };
+            if let Err(error) = served
                 && let Err(error) = self.start_again(&mut index, &error)
             {
                 return self.give_up(error);
             }
-            served += 1;
             self.counters.blocks.store(index.len(), Ordering::Relaxed);
-            if served.is_multiple_of(DISK_BYTES_EVERY) {
+            if self.served.is_multiple_of(DISK_BYTES_EVERY) {
                 self.count(&index);
             }
         }
+    }
+
+    /// Answers a read, or keeps it until the `waiting` requests before it are served, when they may bring what it wants.
+    fn read(&mut self, index: &mut impl Index, read: Read, waiting: u64) -> Result<(), IndexError> {
+        let block = index.get(read.key);
+        if block == Ok(None) && waiting > 0 && self.late.len() < READS {
+            self.late.push_back((self.served + waiting, read));
+            return Ok(());
+        }
+        reply(read.answer, block)
+    }
+
+    fn serve_and_read_late(&mut self, index: &mut impl Index, request: Request) -> Result<(), IndexError> {
+        let mut result = self.serve(index, request);
+        self.served += 1;
+        while let Some((_, read)) = self.late.pop_front_if(|(behind, _)| *behind <= self.served) {
+            result = result.and(self.read(index, read, 0));
+        }
+        result
     }
 
     fn serve(&self, index: &mut impl Index, request: Request) -> Result<(), IndexError> {
@@ -253,7 +303,6 @@ impl Worker {
             Request::Shrink => {
                 index.shrink()?;
             }
-            Request::Get(key, answer) => return reply(answer, index.get(key)),
             Request::Missing(keys, answer) => {
                 let missing = keys.into_iter().map(|key| Ok((key, index.contains(key)?)));
                 let missing = missing.filter(|found| !matches!(found, Ok((_, true))));

@@ -59,6 +59,86 @@ async fn a_full_inbox_refuses_at_once() {
 }
 
 #[tokio::test]
+async fn who_reads_does_not_wait_for_what_is_written_unless_it_may_bring_the_block() {
+    let runtime = Runtime::real();
+    let (go, stopped) = std::sync::mpsc::channel::<()>();
+    let open = move || {
+        let mut index = MemoryIndex::new();
+        index.put(BlockKey::runs(1, 1), &block(1))?;
+        Ok((Slow { inner: index, stopped }, Opening::Kept))
+    };
+    let writer = IndexWriter::start(open, &runtime);
+    for first in 2..10 {
+        writer.put(BlockKey::runs(1, first), block(2)).unwrap();
+    }
+    let [there, comes, nowhere] = [1, 9, 10].map(|first| {
+        let writer = writer.clone();
+        async move { writer.get(BlockKey::runs(1, first)).await }
+    });
+    let (mut comes, mut nowhere) = (Box::pin(comes), Box::pin(nowhere));
+    let both = async { tokio::join!(&mut comes, &mut nowhere) };
+    let wait = async {
+        // The first one is being put, and is done with one step.
+        go.send(()).unwrap();
+        runtime.clock.timeout(PATIENCE, there).await.unwrap()
+    };
+    let mut both = Box::pin(both);
+    let found = tokio::select! {
+        biased;
+        _ = &mut both => panic!("seven of eight wait"),
+        found = wait => found,
+    };
+    assert_eq!(found, Ok(Some(block(1))));
+    assert!(writer.stats().written <= 1, "{:?}", writer.stats());
+    for _ in 3..10 {
+        go.send(()).unwrap();
+    }
+    let found = runtime.clock.timeout(PATIENCE, both).await.unwrap();
+    assert_eq!(found, (Ok(Some(block(2))), Ok(None)));
+}
+
+/// Puts one block for each message.
+struct Slow {
+    inner: MemoryIndex,
+    stopped: std::sync::mpsc::Receiver<()>,
+}
+
+impl Index for Slow {
+    fn put(&mut self, key: BlockKey, block: &Bytes) -> Result<(), IndexError> {
+        self.stopped.recv().ok();
+        self.inner.put(key, block)
+    }
+
+    fn get(&mut self, key: BlockKey) -> Result<Option<Bytes>, IndexError> {
+        self.inner.get(key)
+    }
+
+    fn remove_range(&mut self, space: Space, owner: u64, range: RangeInclusive<u64>) -> Result<u64, IndexError> {
+        self.inner.remove_range(space, owner, range)
+    }
+
+    fn clear(&mut self) -> Result<(), IndexError> {
+        self.inner.clear()
+    }
+
+    fn shrink(&mut self) -> Result<bool, IndexError> {
+        self.inner.shrink()
+    }
+
+    fn flush(&mut self) -> Result<(), IndexError> {
+        self.inner.flush()
+    }
+
+    fn len(&self) -> u64 {
+        self.inner.len()
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.inner.disk_bytes()
+    }
+}
+
+#[tokio::test]
 async fn damage_at_open_is_reported_so_that_everything_is_put_again() {
     let runtime = Runtime::real();
     let dir = tempfile::tempdir().unwrap();
