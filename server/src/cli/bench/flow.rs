@@ -32,6 +32,7 @@ pub(super) struct Flow {
     sent: AtomicU64,
     answered: AtomicU64,
     stopped: AtomicBool,
+    ended: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -74,18 +75,23 @@ impl Flow {
             sent: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         })
     }
 
-    /// Returns the id of the next request when it may go. Never ready after [`Flow::stop`].
-    pub(super) fn poll_next(&self, context: &mut Context<'_>) -> Poll<Id> {
+    /// Returns the id of the next request when it may go, or nothing after [`Flow::end`]. Between [`Flow::stop`] and that
+    /// it is never ready: the stream stays open for answers.
+    pub(super) fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<Id>> {
         if let Some(id) = self.next() {
-            return Poll::Ready(id);
+            return Poll::Ready(Some(id));
         }
         self.waker.register(context.waker());
-        // An answer may have come between the look and the registration.
-        self.next().map_or(Poll::Pending, Poll::Ready)
+        // An answer or the end may have come between the look and the registration.
+        match self.next() {
+            None if !self.ended.load(Ordering::Relaxed) => Poll::Pending,
+            next => Poll::Ready(next),
+        }
     }
 
     fn next(&self) -> Option<Id> {
@@ -132,6 +138,12 @@ impl Flow {
         self.waker.wake();
     }
 
+    /// Ends the streams of requests: one that is held open keeps its connection.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.stop();
+    }
+
     pub(super) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
     }
@@ -160,7 +172,7 @@ mod tests {
 
     fn ready(flow: &Flow) -> Option<Id> {
         match flow.poll_next(&mut Context::from_waker(noop_waker_ref())) {
-            Poll::Ready(id) => Some(id),
+            Poll::Ready(id) => Some(id.expect("it has not ended")),
             Poll::Pending => None,
         }
     }
@@ -178,6 +190,8 @@ mod tests {
         flow.stop();
         flow.answered(4);
         assert!(ready(&flow).is_none() && flow.is_drained());
+        flow.end();
+        assert!(flow.poll_next(&mut Context::from_waker(noop_waker_ref())) == Poll::Ready(None));
     }
 
     #[test]

@@ -470,7 +470,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.flows.iter().for_each(|flow| flow.stop());
+        self.flows.iter().for_each(|flow| flow.end());
         self.failures.iter().for_each(Task::abort);
     }
 }

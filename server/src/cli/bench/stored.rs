@@ -41,7 +41,7 @@ pub(super) async fn publish(
         futures_util::stream::poll_fn(move |context| {
             flow.poll_next(context).map(|id| {
                 turn = (turn + 1) % templates.len();
-                Some(Single { id, template: templates[turn].clone() })
+                id.map(|id| Single { id, template: templates[turn].clone() })
             })
         })
     };
@@ -103,7 +103,7 @@ pub(super) async fn fill(service: Service, events: u64, template: Template, cloc
     let requests = {
         let flow = Arc::clone(&flow);
         futures_util::stream::poll_fn(move |context| {
-            flow.poll_next(context).map(|id| Some(Single { id, template: template.clone() }))
+            flow.poll_next(context).map(|id| id.map(|id| Single { id, template: template.clone() }))
         })
     };
     let answers = open(service, requests.take(usize::try_from(events).unwrap_or(usize::MAX))).await?;

@@ -31,7 +31,7 @@ pub(super) async fn send<A: Answer>(
     let mut turn = 0;
     loop {
         let (id, answer) = poll_fn(|context| {
-            while let Poll::Ready(id) = flow.poll_next(context) {
+            while let Poll::Ready(Some(id)) = flow.poll_next(context) {
                 turn = (turn + 1) % templates.len();
                 calls.push(call::<A>(grpc.clone(), path, id, templates[turn].clone()));
             }

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures_util::{Stream, StreamExt as _};
 use kubemq_runtime::Clock;
@@ -97,7 +97,7 @@ impl Stream for Requests {
     type Item = Upstream;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Upstream>> {
-        let Poll::Ready(id) = self.flow.poll_next(context) else { return Poll::Pending };
+        let Some(id) = ready!(self.flow.poll_next(context)) else { return Poll::Ready(None) };
         self.turn = (self.turn + 1) % self.templates.len();
         let template = self.templates[self.turn].clone();
         Poll::Ready(Some(Upstream { id, count: self.batch, template }))

@@ -15,6 +15,8 @@ const SLICE: Duration = Duration::from_secs(20);
 struct Slice {
     resident: u64,
     disk: u64,
+    /// Files and connections.
+    open: u64,
     /// Microseconds, of each pattern.
     p99: Vec<f64>,
 }
@@ -45,6 +47,9 @@ pub(super) async fn all_patterns(stage: &mut Stage) -> anyhow::Result<()> {
     let [before, after] = [early, late].map(|slices| most(slices, |slice| slice.disk));
     let found = format!("{} and {}", mebibytes(before), mebibytes(after));
     stage.demand("disk of the last third ≤ that of the second + 2 segments", found, after <= before + 128 * MIB);
+    let [before, after] = [early, late].map(|slices| most(slices, |slice| slice.open));
+    let found = format!("{before} and {after}");
+    stage.demand("files and connections of the last third ≤ those of the second + 8", found, after <= before + 8);
     for (pattern, (mode, _)) in PATTERNS.iter().enumerate() {
         let [before, after] = [early, late].map(|slices| middle(slices, pattern));
         let found = format!("{} and {}", self::time(before), self::time(after));
@@ -52,6 +57,9 @@ pub(super) async fn all_patterns(stage: &mut Stage) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Channels of each pattern: one consumer that takes messages one by one is not to be what is measured.
+const CHANNELS: usize = 4;
 
 /// The patterns, with messages a second.
 const PATTERNS: [(Mode, u32); 5] = [
@@ -64,12 +72,18 @@ const PATTERNS: [(Mode, u32); 5] = [
 
 async fn slice(stage: &Stage) -> anyhow::Result<Slice> {
     let loads = PATTERNS.map(|(mode, rate)| {
-        anyhow::Ok(Load { rate: Some(f64::from(rate)), duration: SLICE, ..stage.load(mode, mode.name())? })
+        anyhow::Ok(Load {
+            rate: Some(f64::from(rate)),
+            duration: SLICE,
+            channels: CHANNELS,
+            ..stage.load(mode, mode.name())?
+        })
     });
     let loads: Vec<Load> = loads.into_iter().collect::<anyhow::Result<_>>()?;
     let reports = future::try_join_all(loads.iter().map(|load| stage.run_showing(load, |_| {}))).await?;
     let p99 = |report: &Report| report.latency.p99_us;
-    Ok(Slice { resident: stage.resident()?, disk: stage.disk(), p99: reports.iter().map(p99).collect() })
+    let open = stage.metric("process_open_fds")? as u64;
+    Ok(Slice { resident: stage.resident()?, disk: stage.disk(), open, p99: reports.iter().map(p99).collect() })
 }
 
 /// Returns the median of a pattern's 99th percentiles.
