@@ -1,7 +1,8 @@
 //! Gathers batches into entries.
 //!
 //! Whoever submits proposes, while fewer than two entries are in flight; each completion proposes the next. So
-//! an entry holds what arrived during the previous commit: there is no timer, no linger and no task. An entry
+//! an entry holds what arrived during the previous commit: there is no timer, no linger and no task. Entries that are
+//! full do not wait for that: the log flushes together what waits for it. An entry
 //! that the leader refuses because it has no lease yet goes back to its place in the queue and is proposed
 //! again after 2 ms, until the deadlines of its batches; any other refusal goes to who submitted.
 
@@ -21,6 +22,8 @@ use crate::types::Proposal;
 
 /// Entries that are proposed and not yet committed.
 const IN_FLIGHT: usize = 2;
+/// The same while the next one is full.
+const FULL_IN_FLIGHT: usize = 8;
 /// Operations that wait for an entry.
 const MOST_OPERATIONS: usize = 16 * 1024;
 /// Bytes that wait for an entry, unless a single batch has more. What is in flight is bounded by itself, and who sends
@@ -190,7 +193,7 @@ impl Batcher {
         loop {
             let entry = {
                 let mut state = self.0.state.lock();
-                if state.proposing || state.pausing || state.stopped || state.in_flight >= IN_FLIGHT {
+                if state.proposing || state.pausing || state.stopped || state.in_flight >= state.most_in_flight() {
                     return;
                 }
                 let entry = state.take();
@@ -286,6 +289,15 @@ impl State {
             (operations + waiting.batch.operations.len(), bytes + waiting.bytes)
         };
         self.queue.iter().fold((0, 0), sum)
+    }
+
+    /// Returns how many entries may be in flight. A batch that is more than half full was cut from more; a single large
+    /// operation is flushed by itself.
+    fn most_in_flight(&self) -> usize {
+        let (operations, bytes) = self.waiting();
+        let full = bytes > batch::MAX_BYTES / 2 || operations > batch::MAX_OPERATIONS / 2;
+        let large = self.queue.front().is_some_and(|next| next.bytes > batch::MAX_BYTES);
+        if full && !large { FULL_IN_FLIGHT } else { IN_FLIGHT }
     }
 
     /// Takes the batches of the next entry.

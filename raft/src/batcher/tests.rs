@@ -105,6 +105,22 @@ async fn an_entry_holds_what_arrived_during_the_commits_before_it() {
 }
 
 #[tokio::test]
+async fn full_entries_do_not_wait_for_those_before_them() {
+    let bench = bench(None);
+    for _ in 0..10 {
+        bench.submit(1000);
+    }
+    assert_eq!(bench.in_flight(), FULL_IN_FLIGHT);
+    bench.submit(1);
+    assert_eq!(bench.commit(), [1]);
+    assert_eq!(bench.in_flight(), FULL_IN_FLIGHT, "the ninth");
+    for entry in 2..=9 {
+        assert_eq!(bench.commit(), [entry]);
+    }
+    assert_eq!(bench.commit(), [10, 11]);
+}
+
+#[tokio::test]
 async fn entries_are_bounded_and_stamps_increase() {
     let bench = bench(None);
     bench.submit(1);
@@ -139,7 +155,7 @@ async fn a_batch_outside_its_bounds_is_not_taken() {
 async fn too_much_is_refused_and_what_was_taken_goes_on() {
     let bench = bench(None);
     let taken = (0..).take_while(|_| bench.submit_within(1000, 1, Duration::from_secs(60)).is_ok()).count();
-    assert_eq!(taken, IN_FLIGHT + MOST_OPERATIONS / 1000);
+    assert_eq!(taken, FULL_IN_FLIGHT + MOST_OPERATIONS / 1000);
     assert_eq!(bench.submit_within(1000, 1, Duration::from_secs(60)), Err(Refused::Overloaded));
     bench.commit();
     bench.submit_within(1000, 1, Duration::from_secs(60)).expect("there is room again");

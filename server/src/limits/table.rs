@@ -269,6 +269,14 @@ pub static LIMITS: &[Limit] = &[
         "batches of this node that are not confirmed",
         "the next one gathers more",
         "kubemq_commit_seconds",
+        ("server/src/gateway/outbox/tests.rs", "what_is_not_full_gathers_while_two_are_under_way"),
+    ),
+    Limit::fixed(
+        ("server/src/gateway/outbox.rs", "FULL_WINDOW"),
+        "8",
+        "the same while a full one waits",
+        "the next one waits",
+        "kubemq_commit_seconds",
         ("server/src/gateway/outbox/tests.rs", "who_publishes_waits_for_room"),
     ),
     Limit::fixed(
@@ -334,6 +342,14 @@ pub static LIMITS: &[Limit] = &[
         "the next one gathers more",
         "kubemq_commit_seconds",
         ("raft/src/batcher/tests.rs", "an_entry_holds_what_arrived_during_the_commits_before_it"),
+    ),
+    Limit::fixed(
+        ("raft/src/batcher.rs", "FULL_IN_FLIGHT"),
+        "8",
+        "the same while the next one is full",
+        "the next one waits",
+        "kubemq_commit_seconds",
+        ("raft/src/batcher/tests.rs", "full_entries_do_not_wait_for_those_before_them"),
     ),
     Limit::fixed(
         ("raft/src/batch.rs", "MAX_OPERATIONS"),

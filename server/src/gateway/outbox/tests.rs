@@ -19,16 +19,18 @@ async fn who_publishes_waits_for_room() {
     let node = start(&MemoryDisk::default()).await;
     node.ready().await;
     let (clock, outbox) = (&node.gateway().runtime().clock, &node.gateway().0.outbox);
-    for (operations, batches) in [
-        (vec![publish(1); MAX_OPERATIONS], PENDING_OPERATIONS / MAX_OPERATIONS),
-        (vec![publish(16 << 20)], PENDING_BYTES / (16 << 20)),
+    for (operations, under_way, batches) in [
+        (vec![publish(1); MAX_OPERATIONS], FULL_WINDOW, PENDING_OPERATIONS / MAX_OPERATIONS),
+        // A fourth would be a little more than may be unconfirmed.
+        (vec![publish(UNCONFIRMED_BYTES / 4)], 3, PENDING_BYTES / (UNCONFIRMED_BYTES / 4)),
     ] {
         let mut submitted = Vec::new();
-        for _ in 0..WINDOW + batches {
+        for _ in 0..under_way + batches {
             assert!(outbox.room().now_or_never().is_some(), "after {}", submitted.len());
             submitted.push(outbox.submit(operations.clone(), COMMON, None));
         }
         assert!(outbox.room().now_or_never().is_none());
+        assert_eq!(outbox.inner.lock().unconfirmed.len(), under_way);
         let [waiting, bytes] = outbox.fill();
         assert!(waiting.0 == waiting.1 || bytes.0 >= bytes.1, "{waiting:?} {bytes:?}");
         clock.timeout(SOON, outbox.room()).await.unwrap();
@@ -36,6 +38,19 @@ async fn who_publishes_waits_for_room() {
             let outcomes = clock.timeout(SOON, submitted).await.unwrap().unwrap();
             assert!(outcomes.iter().all(|outcome| !matches!(outcome, Outcome::Refused(_))), "{outcomes:?}");
         }
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_not_full_gathers_while_two_are_under_way() {
+    let node = start(&MemoryDisk::default()).await;
+    node.ready().await;
+    let (clock, outbox) = (&node.gateway().runtime().clock, &node.gateway().0.outbox);
+    let submitted: Vec<_> = (0..100).map(|_| outbox.submit(vec![publish(1)], COMMON, None)).collect();
+    assert_eq!(outbox.inner.lock().unconfirmed.len(), WINDOW);
+    for submitted in submitted {
+        clock.timeout(SOON, submitted).await.unwrap().unwrap();
     }
     node.stop().await;
 }
