@@ -351,6 +351,7 @@ async fn each_number_stands_there_and_moves() {
             "subscribers_bytes",
             "requests_pending",
             "query_cache_bytes",
+            "page_cache_bytes",
             "tail_cache_bytes",
             "index_bytes",
             "channels",

@@ -71,6 +71,7 @@ impl Checked {
             retention: self.retention(),
             memory: Memory {
                 tail_cache_bytes: self.number(&keys::TAIL_CACHE),
+                page_cache_bytes: self.number(&keys::PAGE_CACHE),
                 ingest_bytes: self.size(&keys::INGEST),
                 index_bytes: Some(self.number(&keys::INDEX)).filter(|bytes| *bytes > 0),
                 free_disk_bytes: self.number(&keys::FREE_DISK),

@@ -412,6 +412,17 @@ pub static TAIL_CACHE: Key = Key {
     since: "0.1",
 };
 
+/// Bytes of the log's files in the page cache.
+pub static PAGE_CACHE: Key = Key {
+    name: "limits.pageCache",
+    aliases: &[],
+    env: &["LIMITS_PAGE_CACHE"],
+    kind: Kind::Bytes { min: MIB, max: 1024 * GIB },
+    default: "256MiB",
+    doc: "What was written to the log last and is to stay in the system's page cache, for consumers that lag: older messages are read from the disk. More helps where the disk is slow and memory is not.",
+    since: "0.1",
+};
+
 /// Bytes of requests that are gathered.
 pub static INGEST: Key = Key {
     name: "limits.ingest",
@@ -564,6 +575,7 @@ pub static KEYS: &[&Key] = &[
     &QUEUE_MAX_VISIBILITY,
     &QUEUE_DEFAULT_VISIBILITY,
     &TAIL_CACHE,
+    &PAGE_CACHE,
     &INGEST,
     &INDEX,
     &FREE_DISK,

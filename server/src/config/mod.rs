@@ -108,6 +108,8 @@ pub enum LogFormat {
 pub struct Memory {
     /// The newest part of the log, in bytes.
     pub tail_cache_bytes: u64,
+    /// What was written to the log last, in the system's page cache, in bytes.
+    pub page_cache_bytes: u64,
     /// Large requests on their way in, in bytes.
     pub ingest_bytes: usize,
     /// The index of stored messages, in bytes; nothing to take a part of what there is.

@@ -635,6 +635,21 @@ pub static LIMITS: &[Limit] = &[
         ("storage/src/log/tests/reads.rs", "unapplied_entries_stay_in_memory_and_applied_ones_leave_it"),
     ),
     Limit::configured(
+        &keys::PAGE_CACHE,
+        "what was written to the log last, in the system's page cache",
+        "the oldest is let go, and read from the disk again",
+        "kubemq_buffer_used{buffer=\"page_cache_bytes\"}",
+        ("storage/src/log/tests/reads.rs", "the_page_cache_keeps_what_was_written_or_read_last"),
+    ),
+    Limit::fixed(
+        ("storage/src/log/page_cache.rs", "READ_BYTES"),
+        "64 MiB",
+        "what was read last of older files, in the system's page cache",
+        "the oldest is let go",
+        "kubemq_buffer_used{buffer=\"page_cache_bytes\"}",
+        ("storage/src/log/tests/reads.rs", "the_page_cache_keeps_what_was_written_or_read_last"),
+    ),
+    Limit::configured(
         &keys::SEGMENT,
         "one file of the log, unless one entry is larger",
         "the next file is begun",

@@ -111,7 +111,9 @@ const OTHERS: &[(&str, &str)] = &[
     ("storage/src/log/reader.rs", "NEAR IN_ORDER LEAST_SHARE"),
     ("storage/src/log/mod.rs", "READERS"),
     ("storage/src/log/scan.rs", "WINDOW"),
-    ("storage/src/log/writer.rs", "IDLE"),
+    ("storage/src/log/page_cache.rs", "STRETCH"),
+    ("storage/src/fs/real.rs", "LARGEST_PIECE"),
+    ("storage/src/log/writer.rs", "IDLE SMALL PAVED"),
     ("storage/src/index/writer.rs", "DISK_BYTES_EVERY"),
     ("storage/src/index/sled.rs", "SHRINK_FROM SHRINK_SHARE"),
     // The start and the end of a node, each waited for once.

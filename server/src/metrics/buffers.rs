@@ -48,6 +48,7 @@ pub(super) fn of(gateway: &Gateway, raft: &Raft, log: &Log, ingest: &Ingest) -> 
         Buffer::new("client_labels", client_labels.0, client_labels.1),
         Buffer { name: "read_ahead_bytes", used: log.read_ahead_bytes, most: log.read_ahead_most },
         Buffer { name: "tail_cache_bytes", used: log.tail_bytes, most: log.tail_most },
+        Buffer { name: "page_cache_bytes", used: log.page_cache_bytes, most: log.page_cache_most },
         Buffer::new("in_flight", in_flight, most_in_flight),
         Buffer { name: "index_bytes", used: index, most: gateway.index_memory().most() },
         Buffer { name: "channels", used: channels, most: state.channels },

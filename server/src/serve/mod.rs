@@ -203,6 +203,7 @@ fn options(config: &Config, data: PathBuf) -> Options {
         log: kubemq_storage::log::Options {
             segment_bytes: config.segment_bytes,
             tail_cache_bytes: config.memory.tail_cache_bytes,
+            page_cache_bytes: config.memory.page_cache_bytes,
             reserve_bytes: config.memory.free_disk_bytes,
             flush: config.flush,
             ..kubemq_storage::log::Options::default()

@@ -1,6 +1,7 @@
 //! A disk that breaks what the caller tells it to break.
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,7 +37,7 @@ pub enum Operation {
     LockDir,
     /// [`File::read_at`].
     Read,
-    /// [`File::write_at`].
+    /// [`File::write_at`] and [`File::pave`].
     Write,
     /// [`File::allocate`].
     Allocate,
@@ -238,6 +239,11 @@ impl File for FaultyFile {
         self.inner.allocate(len).await
     }
 
+    async fn pave(&self, range: Range<u64>) -> Result<(), Error> {
+        self.faults.meet(Operation::Write, &self.path).await?;
+        self.inner.pave(range).await
+    }
+
     async fn set_len(&self, len: u64) -> Result<(), Error> {
         self.faults.meet(Operation::SetLen, &self.path).await?;
         self.inner.set_len(len).await
@@ -246,6 +252,10 @@ impl File for FaultyFile {
     async fn len(&self) -> Result<u64, Error> {
         self.faults.meet(Operation::Len, &self.path).await?;
         self.inner.len().await
+    }
+
+    async fn let_go(&self, range: Range<u64>) {
+        self.inner.let_go(range).await;
     }
 
     async fn sync_data(&self) -> Result<(), Error> {

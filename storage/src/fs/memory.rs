@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
@@ -47,6 +48,8 @@ pub struct Counters {
     pub dir_syncs: u64,
     /// Calls of [`File::read_at`].
     pub reads: u64,
+    /// Bytes of the ranges of [`File::let_go`].
+    pub bytes_let_go: u64,
 }
 
 /// Called after each step with the disk as a crash at that moment would find it.
@@ -531,6 +534,11 @@ impl File for MemoryFile {
         self.write("allocate", Write::Grow(len))
     }
 
+    async fn pave(&self, _: Range<u64>) -> Result<(), Error> {
+        // What was never written reads as zeros, and everything is flushed equally fast.
+        self.disk.0.lock().check("write", &self.path)
+    }
+
     async fn set_len(&self, len: u64) -> Result<(), Error> {
         self.write("resize", Write::SetLen(len))
     }
@@ -539,6 +547,10 @@ impl File for MemoryFile {
         let state = self.disk.0.lock();
         state.check("measure", &self.path)?;
         Ok(state.files.get(&self.file).map_or(0, |content| content.visible.len()))
+    }
+
+    async fn let_go(&self, range: Range<u64>) {
+        self.disk.0.lock().counters.bytes_let_go += range.end.saturating_sub(range.start);
     }
 
     async fn sync_data(&self) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 //! The calls are async so that the simulation can make them slow, but real ones block the thread and
 //! return ready: only futures that run on a thread of their own (`Tasks::dedicated`) may make them.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -58,6 +59,9 @@ pub trait File: Send + Sync + 'static {
     /// Reserves room for the first `len` bytes; what was not written reads as zeros. The file is at least
     /// that long afterwards.
     async fn allocate(&self, len: u64) -> Result<(), Error>;
+    /// Writes zeros to `range`, which was reserved and never written. What is written there later then changes nothing but
+    /// bytes, and is flushed sooner.
+    async fn pave(&self, range: Range<u64>) -> Result<(), Error>;
     /// Makes the file `len` bytes long.
     async fn set_len(&self, len: u64) -> Result<(), Error>;
     /// Returns the length of the file.
@@ -67,6 +71,9 @@ pub trait File: Send + Sync + 'static {
     async fn next_data(&self, offset: u64) -> Result<u64, Error> {
         Ok(offset)
     }
+    /// Says that what was flushed of `range` will hardly be read soon: the system need not keep it in memory. A wish:
+    /// nothing that the file holds changes, and nobody is told when it cannot be fulfilled.
+    async fn let_go(&self, range: Range<u64>);
     /// Makes the content and the length durable (fdatasync).
     async fn sync_data(&self) -> Result<(), Error>;
 }

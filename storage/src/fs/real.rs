@@ -4,18 +4,27 @@
 
 use std::fs;
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom};
 
 use super::{DirLock, Disk, File};
 use crate::Error;
 
 /// Pieces that one call hands to the kernel: its own limit on Linux.
 const PIECES_PER_CALL: usize = 1024;
+
+/// A page of the page cache.
+static PAGE: [u8; 4096] = [0; 4096];
+
+/// The kernel keeps pages in pieces of up to this size, and lets only whole ones go: a piece that begins before a range
+/// is left to the next range.
+const LARGEST_PIECE: u64 = 2 << 20;
 
 /// Name of the file whose lock stands for its directory.
 const LOCK_NAME: &str = "lock";
@@ -191,6 +200,19 @@ impl File for RealFile {
         self.reserve(len).map_err(|error| Error::disk("allocate", &self.path, error))
     }
 
+    async fn pave(&self, range: Range<u64>) -> Result<(), Error> {
+        let mut at = range.start;
+        while at < range.end {
+            let length = range.end.min((at + 1).next_multiple_of(PAGE.len() as u64)) - at;
+            let zeros = Bytes::from_static(&PAGE).slice(..usize::try_from(length).unwrap_or(0));
+            // One call for each page: what one call writes becomes one large piece of the page cache, and a flush writes
+            // all of a piece of which a byte has changed.
+            self.write(at, &[zeros]).map_err(|error| Error::disk("write", &self.path, error))?;
+            at += length;
+        }
+        Ok(())
+    }
+
     async fn set_len(&self, len: u64) -> Result<(), Error> {
         self.file.set_len(len).map_err(|error| Error::disk("resize", &self.path, error))
     }
@@ -209,6 +231,13 @@ impl File for RealFile {
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(offset),
             Err(error) => Err(Error::disk("search", &self.path, error.into())),
         }
+    }
+
+    async fn let_go(&self, range: Range<u64>) {
+        let from = range.start.saturating_sub(LARGEST_PIECE);
+        let Some(length) = range.end.checked_sub(from).and_then(NonZeroU64::new) else { return };
+        // Where the kernel has no ear for it, it does what it did before.
+        rustix::fs::fadvise(&self.file, from, Some(length), Advice::DontNeed).ok();
     }
 
     async fn sync_data(&self) -> Result<(), Error> {

@@ -19,6 +19,7 @@ use kubemq_runtime::sync::oneshot;
 use super::Body;
 use super::entry::LogId;
 use super::frame::{Frame, GROUP_HEAD, Group, Kind};
+use super::page_cache::Stretch;
 use super::recovery::BodyRanges;
 use super::segment::{self, FOOTER_ROOM, HEADER, Header, Purpose};
 use super::shared::{Segment, Shared};
@@ -33,6 +34,8 @@ pub(crate) enum KeeperJob {
     Reserve { reply: oneshot::Sender<Result<Spare, Error>> },
     /// Remove segments that are known to be removable.
     Remove { numbers: Vec<u64>, reply: oneshot::Sender<Result<(), Error>> },
+    /// Tell the system that parts of files will hardly be read again.
+    LetGo { stretches: Vec<Stretch> },
     /// Write bodies and sync them.
     Insert { bodies: Vec<Body>, reply: oneshot::Sender<Result<(), Error>> },
 }
@@ -86,6 +89,7 @@ impl Keeper {
             // Whoever asked may be gone; the work was wanted all the same.
             match job {
                 KeeperJob::Look => self.look().await,
+                KeeperJob::LetGo { stretches } => self.let_go(stretches).await,
                 KeeperJob::Reserve { reply } => drop(reply.send(self.reserve().await)),
                 KeeperJob::Remove { numbers, reply } => drop(reply.send(self.remove(numbers).await)),
                 KeeperJob::Insert { bodies, reply } => {
@@ -161,6 +165,16 @@ impl Keeper {
         self.shared.disk.sync_dir(&self.shared.dir).await
     }
 
+    async fn let_go(&self, stretches: Vec<Stretch>) {
+        for Stretch { segment, range } in stretches {
+            // A file that is gone keeps nothing.
+            let file = self.shared.index.lock().segments.get(&segment).map(|segment| Arc::clone(&segment.file));
+            if let Some(file) = file {
+                file.let_go(range).await;
+            }
+        }
+    }
+
     async fn look(&mut self) {
         self.shared.looks.store(false, Ordering::Relaxed);
         self.look_at_the_disk().await;
@@ -217,6 +231,7 @@ impl Keeper {
             self.open = Some(self.create().await?);
         }
         let Some(open) = &mut self.open else { return Err(Error::Closed) };
+        let (number, start) = (open.number, open.offset);
         let mut ranges = BodyRanges::new(open.number);
         let mut bodies = bodies.into_iter().peekable();
         while bodies.peek().is_some() {
@@ -230,7 +245,9 @@ impl Keeper {
             }
             open.write(frames, &mut ranges).await?;
         }
+        let end = open.offset;
         self.publish(ranges);
+        self.shared.has_written(number, start..end);
         Ok(())
     }
 

@@ -24,6 +24,7 @@ mod frame;
 mod group;
 mod hard_state;
 mod keeper;
+mod page_cache;
 mod position;
 mod queue;
 mod reader;
@@ -51,6 +52,7 @@ pub use types::{Body, Flush, Options, PartRead, SegmentInfo, State};
 use self::entry::{Entry, LogId, Vote};
 use self::frame::{Frame, Kind};
 use self::keeper::{Keeper, KeeperJob};
+use self::page_cache::PageCache;
 use self::queue::{Command, Inbox, Queue, TooLate};
 use self::reader::ReadJob;
 use self::shared::Shared;
@@ -456,7 +458,16 @@ impl Log {
             let index = self.0.shared.index.lock();
             (index.tail.bytes(), index.read_ahead_bytes())
         };
-        self.0.shared.counts.stats(tail_bytes, self.0.shared.options.tail_cache_bytes, read_ahead_bytes)
+        let shared = &self.0.shared;
+        Stats {
+            tail_bytes,
+            tail_most: shared.options.tail_cache_bytes,
+            read_ahead_bytes,
+            read_ahead_most: reader::KEPT,
+            page_cache_bytes: shared.page_cache.lock().bytes(),
+            page_cache_most: shared.options.page_cache_bytes + page_cache::READ_BYTES,
+            ..shared.counts.stats()
+        }
     }
 
     /// Returns when the log is flushed.
@@ -553,6 +564,7 @@ async fn start(disk: Arc<dyn Disk>, dir: PathBuf, options: Options, runtime: &Ru
         looks: AtomicBool::new(false),
         nearly_full: AtomicBool::new(false),
         free_bytes: AtomicU64::new(u64::MAX),
+        page_cache: Mutex::new(PageCache::new(options.page_cache_bytes)),
     });
     for _ in 0..READERS {
         drop(runtime.tasks.dedicated("log-reader", OnFailure::StopNode, reader::run(Arc::clone(&shared))));

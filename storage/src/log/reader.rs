@@ -157,11 +157,12 @@ async fn read_chunk(shared: &Shared, from: u64) -> Result<Arc<Chunk>, Error> {
         let Some(segment) = index.segments.get(&first.segment).cloned() else { return Err(missing) };
         (index.generation, spans, segment, budget)
     };
-    let mut walk = Walk { shared, segment: &segment, base: 0, bytes: Bytes::new() };
+    let Some(number) = spans.first().map(|span| span.segment) else { return Err(missing) };
+    let mut walk = Walk { shared, segment: &segment, number, base: 0, bytes: Bytes::new() };
     let entries = walk.entries(&spans, from, budget).await?;
-    let Some(number) = spans.first().map(|span| span.segment).filter(|_| !entries.is_empty()) else {
+    if entries.is_empty() {
         return Err(missing);
-    };
+    }
     let bytes = entries.iter().map(|(_, entry)| entry.parts.as_bytes().len() as u64).sum();
     let chunk = Arc::new(Chunk { segment: number, first: from, bytes, entries, path: segment.path.clone() });
     let mut index = shared.index.lock();
@@ -180,7 +181,7 @@ async fn read_body(shared: &Shared, entry: u64, part: u16) -> Result<PartRead, E
         let Some(segment) = index.segments.get(&range.segment).cloned() else { return Err(missing) };
         (range, segment)
     };
-    let mut walk = Walk { shared, segment: &segment, base: 0, bytes: Bytes::new() };
+    let mut walk = Walk { shared, segment: &segment, number: range.segment, base: 0, bytes: Bytes::new() };
     let mut offset = range.offset;
     loop {
         let Some((frame, next)) = walk.frame(offset, NEAR).await? else { return Err(missing) };
@@ -200,6 +201,7 @@ async fn read_body(shared: &Shared, entry: u64, part: u16) -> Result<PartRead, E
 struct Walk<'a> {
     shared: &'a Shared,
     segment: &'a Segment,
+    number: u64,
     base: u64,
     bytes: Bytes,
 }
@@ -271,6 +273,7 @@ impl Walk<'_> {
             self.bytes = self.segment.file.read_at(offset, want).await?;
             self.base = offset;
             Counts::add(&self.shared.counts.file_reads, 1);
+            self.shared.has_read(self.number, offset..offset + self.bytes.len() as u64);
             if self.bytes.len() < length {
                 return Err(self.damaged(offset, "a read ended before the segment does".to_owned()));
             }

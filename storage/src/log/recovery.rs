@@ -45,6 +45,8 @@ pub(crate) struct Active {
     pub(crate) len: u64,
     /// The file was another segment before.
     pub(crate) reused: bool,
+    /// Up to here the file was written before, if only with zeros.
+    pub(crate) paved: u64,
     pub(crate) sampler: Sampler,
 }
 
@@ -267,7 +269,7 @@ impl Recovery<'_> {
             let (file, path) = (Arc::clone(&found.file), found.path.clone());
             let len = len.saturating_sub(FOOTER_ROOM).max(end);
             let reused = found.header.reused;
-            self.active = Some(Active { number, file, path, offset: end, len, reused, sampler });
+            self.active = Some(Active { number, file, path, offset: end, len, reused, paved: end, sampler });
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Reading what lies in sealed files once more, past every cache: whether it still is what was written.
+//! Reading what lies in sealed files once more, past what is kept in memory: whether it still is what was written.
 //!
 //! Dead or alive, everything in a file is read: that costs one pass over it in order, and needs nothing but the file. It
 //! only reads; what is to be done about damage is its caller's business.
@@ -99,6 +99,7 @@ pub(crate) async fn scrub(shared: &Shared, place: ScrubPlace, budget: u64) -> Re
             (Mark { offset: at.offset.max(end), ..at }, None)
         }
     };
+    shared.has_read(place.segment, place.mark.offset..at.offset);
     // A footer may lie before or behind where the groups are said to end.
     if next.is_none() && purpose == Purpose::Log && segment::read_footer(&file, place.segment).await?.is_none() {
         damaged.push(bad(at.offset, "the footer of the segment is damaged"));

@@ -1,6 +1,7 @@
 //! What the log's handles and tasks share.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,6 +13,7 @@ use parking_lot::Mutex;
 use super::entry::LogId;
 use super::hard_state::HardState;
 use super::keeper::KeeperJob;
+use super::page_cache::{PageCache, Stretch};
 use super::position::Positions;
 use super::queue::{Inbox, Queue};
 use super::reader::{Chunk, ReadJob};
@@ -43,12 +45,32 @@ pub(crate) struct Shared {
     pub(crate) nearly_full: AtomicBool,
     /// Bytes that were free when that was last asked, if it ever was.
     pub(crate) free_bytes: AtomicU64,
+    pub(crate) page_cache: Mutex<PageCache>,
 }
 
 impl Shared {
     /// Returns a number that no segment has had.
     pub(crate) fn new_number(&self) -> u64 {
         self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Notes that a part of a segment's file was written.
+    pub(crate) fn has_written(&self, segment: u64, range: Range<u64>) {
+        let left = self.page_cache.lock().wrote(segment, range);
+        self.let_go(left);
+    }
+
+    /// Notes that a part of a segment's file was read.
+    pub(crate) fn has_read(&self, segment: u64, range: Range<u64>) {
+        let left = self.page_cache.lock().read(segment, range);
+        self.let_go(left);
+    }
+
+    /// The kernel may take a millisecond for it, which nobody waits for.
+    fn let_go(&self, stretches: Vec<Stretch>) {
+        if !stretches.is_empty() {
+            self.keeper.push(KeeperJob::LetGo { stretches });
+        }
     }
 
     /// Ends all tasks of the log once they have done what is queued.

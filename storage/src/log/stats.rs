@@ -3,8 +3,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::reader::KEPT;
-
 /// How many latency classes there are; class n holds what took less than 2^n microseconds.
 pub const CLASSES: usize = 24;
 
@@ -31,6 +29,10 @@ pub struct Stats {
     pub read_ahead_bytes: u64,
     /// Beyond so many the oldest are forgotten, unless they are one chunk.
     pub read_ahead_most: u64,
+    /// Bytes of the files that the system is to keep in memory: what was written or read last.
+    pub page_cache_bytes: u64,
+    /// Beyond so many the oldest are let go.
+    pub page_cache_most: u64,
     /// Reads that went to a file.
     pub file_reads: u64,
     /// Bytes of groups that are written and not flushed yet.
@@ -69,7 +71,8 @@ impl Counts {
         Self::add(&self.latency[class.min(CLASSES - 1)], 1);
     }
 
-    pub(crate) fn stats(&self, tail_bytes: u64, tail_most: u64, read_ahead_bytes: u64) -> Stats {
+    /// Returns what was counted. What the log holds is for others to add.
+    pub(crate) fn stats(&self) -> Stats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
             groups: read(&self.groups),
@@ -78,14 +81,11 @@ impl Counts {
             bytes: read(&self.bytes),
             fdatasyncs: read(&self.fdatasyncs),
             marks: read(&self.marks),
-            tail_bytes,
-            tail_most,
-            read_ahead_bytes,
-            read_ahead_most: KEPT,
             unflushed_bytes: read(&self.unflushed),
             file_reads: read(&self.file_reads),
             fdatasync_nanos: read(&self.latency_nanos),
             fdatasync_latency: std::array::from_fn(|class| read(&self.latency[class])),
+            ..Stats::default()
         }
     }
 }

@@ -13,6 +13,8 @@ pub struct Options {
     pub segment_bytes: u64,
     /// Bytes of entries that stay in memory; what is not synced and applied stays whatever this says.
     pub tail_cache_bytes: u64,
+    /// Bytes that were written last and that the system is to keep in its page cache.
+    pub page_cache_bytes: u64,
     /// Bytes of frames that one sync makes durable, or one larger frame.
     pub group_bytes: u64,
     /// With less than this free, or a twentieth of the disk when that is less, but never less than four segments,
@@ -27,6 +29,7 @@ impl Default for Options {
         Self {
             segment_bytes: 64 << 20,
             tail_cache_bytes: 64 << 20,
+            page_cache_bytes: 256 << 20,
             group_bytes: 4 << 20,
             reserve_bytes: 0,
             flush: Flush::Group,

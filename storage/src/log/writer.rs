@@ -32,6 +32,13 @@ use crate::Error;
 /// How long nothing may be written before the writer notes that everything is synced.
 const IDLE: Duration = Duration::from_millis(100);
 
+/// Groups that have up to this size on average are written where something was written before, if only zeros: the first
+/// flush of room that was only reserved changes what the file system says of it, too, which takes longer than the bytes
+/// of a small group.
+const SMALL: u64 = 24 << 10;
+/// So much is paved at once.
+pub(super) const PAVED: u64 = 128 << 10;
+
 /// What the end of a page is filled with.
 static PAGE: [u8; 4096] = [0; 4096];
 
@@ -44,6 +51,8 @@ pub(crate) struct Writer {
     newest: u64,
     spare: Option<oneshot::Receiver<Result<Spare, Error>>>,
     items: VecDeque<Item>,
+    /// Bytes of a group, averaged over the last ones.
+    usual: u64,
     /// When the last group was written that no mark follows.
     unmarked: Option<Instant>,
     behind: Behind,
@@ -69,7 +78,7 @@ impl Writer {
         let (state, sequence, active, newest) = recovered;
         let behind = Behind::new(shared.options.flush, active.as_ref().map_or(HEADER as u64, |active| active.offset));
         let (items, unmarked) = (VecDeque::new(), None);
-        Self { shared, state, sequence, active, newest, spare: None, items, unmarked, behind, timer: None }
+        Self { shared, state, sequence, active, newest, spare: None, items, usual: 0, unmarked, behind, timer: None }
     }
 
     /// Serves the inbox until no handle of the log is left, it is closed, or the disk fails.
@@ -206,6 +215,10 @@ impl Writer {
         for done in group.done {
             done(Ok(()));
         }
+        if let Some(active) = &self.active {
+            let range = active.offset.saturating_sub(group.bytes)..active.offset;
+            self.shared.has_written(active.number, range);
+        }
         let Some(close) = group.close else { return Ok(false) };
         self.refuse(&Error::Closed);
         close(Ok(()));
@@ -301,6 +314,10 @@ impl Writer {
             // Whole pages are written without reading what they held before.
             let end = offset + group.bytes;
             group.pieces.push(Bytes::from_static(&PAGE).slice(..to_page_end(end)));
+        }
+        self.usual = (7 * self.usual + group.bytes) / 8;
+        if self.usual <= SMALL {
+            active.pave_behind(offset + group.bytes).await?;
         }
         active.file.write_at(offset, &group.pieces).await?;
         let end = active.offset + GROUP_HEAD as u64 + group.length;
@@ -404,7 +421,7 @@ impl Writer {
     /// Ends the active segment with its footer.
     async fn seal(&mut self) -> Result<(), Error> {
         let Some(active) = self.active.take() else { return Ok(()) };
-        let Active { number, file, offset, sampler, path, len, reused } = active;
+        let Active { number, file, offset, sampler, path, len, reused, paved } = active;
         let Sampler { samples, range, dead_from, parts, .. } = sampler;
         let footer = Footer { range, dead_from, parts, samples, state: self.state.clone() };
         let mut group = Gathered::new();
@@ -421,7 +438,7 @@ impl Writer {
         let end = offset + GROUP_HEAD as u64 + group.length;
         // Kept for the note, should the disk fail here.
         let sampler = Sampler::default();
-        self.active = Some(Active { number, file: Arc::clone(&file), path, offset, len, reused, sampler });
+        self.active = Some(Active { number, file: Arc::clone(&file), path, offset, len, reused, paved, sampler });
         file.write_at(offset, &group.pieces).await?;
         let trailer = segment::trailer(number, offset);
         file.write_at(segment::trailer_at(file.len().await?, end), &[trailer]).await?;
@@ -450,7 +467,7 @@ impl Writer {
         }
         let Spare { number, file, path, len, reused } = spare?;
         let sampler = Sampler::default();
-        self.active = Some(Active { number, file, path, offset: HEADER as u64, len, reused, sampler });
+        self.active = Some(Active { number, file, path, offset: HEADER as u64, len, reused, paved: 0, sampler });
         self.order_spare();
         Ok(())
     }
@@ -492,6 +509,22 @@ impl Writer {
         self.shared.failure.send(Some(error.clone()));
         self.refuse(&error);
         self.shared.tasks.fail("log-writer");
+    }
+}
+
+impl Active {
+    /// Paves room for what follows a group that ends at `end`, when there is none.
+    async fn pave_behind(&mut self, end: u64) -> Result<(), Error> {
+        if self.reused || end <= self.paved {
+            return Ok(());
+        }
+        let from = end.next_multiple_of(PAGE.len() as u64);
+        let to = (from + PAVED).min(self.len);
+        if from < to {
+            self.file.pave(from..to).await?;
+            self.paved = to;
+        }
+        Ok(())
     }
 }
 

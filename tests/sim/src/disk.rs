@@ -4,6 +4,7 @@
 
 use std::any::Any;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -75,7 +76,7 @@ impl SimDisk {
 }
 
 impl Inner {
-    async fn takes(&self, micros: std::ops::Range<u64>) {
+    async fn takes(&self, micros: Range<u64>) {
         let nanos = 1000 * micros.start + self.random.below(1000 * (micros.end - micros.start));
         self.world.sleep(Duration::from_nanos(nanos)).await;
     }
@@ -198,6 +199,10 @@ impl File for SimFile {
         self.file.allocate(len).await
     }
 
+    async fn pave(&self, range: Range<u64>) -> Result<(), Error> {
+        self.file.pave(range).await
+    }
+
     async fn set_len(&self, len: u64) -> Result<(), Error> {
         self.disk.takes(5..50).await;
         self.file.set_len(len).await
@@ -205,6 +210,10 @@ impl File for SimFile {
 
     async fn len(&self) -> Result<u64, Error> {
         self.file.len().await
+    }
+
+    async fn let_go(&self, range: Range<u64>) {
+        self.file.let_go(range).await;
     }
 
     async fn sync_data(&self) -> Result<(), Error> {

@@ -74,6 +74,38 @@ fn what_is_read_ahead_is_bounded() {
 }
 
 #[test]
+fn the_page_cache_keeps_what_was_written_or_read_last() {
+    const MOST: u64 = 8 << 20;
+    let options = Options {
+        segment_bytes: 4 << 20,
+        tail_cache_bytes: 0,
+        page_cache_bytes: MOST,
+        group_bytes: 1 << 20,
+        ..Options::default()
+    };
+    let bench = filled(options, 3072, 8 << 10);
+    bench.world.settle();
+    let (stats, gone) = (bench.log.stats(), bench.disk.counters().bytes_let_go);
+    assert!(stats.page_cache_bytes <= MOST && stats.page_cache_bytes > MOST / 4, "{stats:?}");
+    assert!(gone > stats.bytes - MOST && gone < stats.bytes, "{gone} of {}", stats.bytes);
+    // After a start nothing counts as written lately.
+    let bench = bench.restart(options);
+    let before = bench.disk.counters().bytes_let_go;
+    let most = bench.log.stats().page_cache_most;
+    let mut read = 0;
+    for _ in 0..4 {
+        bench.log.forget_read_ahead();
+        let entries = bench.run(bench.log.entries(1, 3073, u64::MAX)).unwrap();
+        read += entries.iter().map(|entry| entry.parts.as_bytes().len() as u64).sum::<u64>();
+        assert!(bench.log.stats().page_cache_bytes <= most);
+    }
+    bench.world.settle();
+    let gone = bench.disk.counters().bytes_let_go - before;
+    assert!(gone + (most - MOST) >= read, "{gone} of {read}");
+    assert!(gone < read, "what was read last stays");
+}
+
+#[test]
 fn a_read_gives_at_least_one_entry_and_stops_at_the_bound() {
     for bench in [filled(small(), 32, 300), filled(small(), 32, 300).restart(small())] {
         assert_eq!(bench.run(bench.log.entries(5, 20, 1)).unwrap(), entries(1, 5..6, 300));

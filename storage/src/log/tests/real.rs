@@ -2,9 +2,35 @@
 
 use super::*;
 use crate::fs::RealDisk;
+use crate::log::writer::PAVED;
 
 async fn open_real(dir: &std::path::Path, options: Options) -> Log {
     Log::open(Arc::new(RealDisk), dir.to_owned(), options, &Runtime::real()).await.unwrap()
+}
+
+#[tokio::test]
+async fn small_groups_are_written_where_zeros_are() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("log/0");
+    let log = open_real(&dir, Options { segment_bytes: 4 << 20, ..Options::default() }).await;
+    for index in 1..100 {
+        log.append_synced(entries(1, index..index + 1, 100)).await.unwrap();
+        let segment = log.segments()[0];
+        let file = RealDisk.open(&segment::path(&dir, segment.number)).await.unwrap();
+        let next = segment.bytes.next_multiple_of(4096);
+        assert!(file.next_data(next).await.unwrap() < next + PAVED, "behind entry {index}");
+    }
+    // A large one fills its pages itself.
+    log.append_synced(entries(1, 100..101, 1 << 20)).await.unwrap();
+    let segment = log.segments()[0];
+    let file = RealDisk.open(&segment::path(&dir, segment.number)).await.unwrap();
+    let next = segment.bytes.next_multiple_of(4096) + 4096;
+    let reserved = RealDisk.create(&temp.path().join("reserved")).await.unwrap();
+    reserved.allocate(1 << 20).await.unwrap();
+    let file_system_knows = reserved.next_data(0).await.unwrap() > 0;
+    let found = file.next_data(next).await.unwrap();
+    assert!(found > next + PAVED || !file_system_knows, "{found}");
+    log.close().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
