@@ -466,7 +466,7 @@ mod tests {
             let answer: Response = runtime.clock.timeout(PATIENCE, answered.recv()).await.unwrap().unwrap();
             (answer.transaction_id, answer.messages[0].body.len())
         };
-        let applied = || node.raft().status().applied;
+        let applied = || node.gateway().with_core(|core| core.state.entry());
         let consume = async {
             let requests = requests;
             let ask = async |kind, transaction: &str| requests.send(request(kind, transaction)).await.unwrap();

@@ -24,7 +24,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("server/broker/src/snapshot.rs", "*"),
     ("server/broker/src/limits.rs", "RUNS_PER_BLOCK COPIES_PER_BLOCK TIMERS_PER_BLOCK BITMAP_BLOCK SNAPSHOT_CHUNK"),
     ("server/broker/src/cursors.rs", "CLIENT GROUP"),
-    ("server/broker/src/restore.rs", "SEQUENCE_BOUND"),
+    ("server/broker/src/restore.rs", "SEQUENCE_BOUND HEADS"),
     ("server/broker/src/runs.rs", "BLOCK_VERSION"),
     ("server/broker/src/settled.rs", "WORDS"),
     ("server/broker/src/timer.rs", "BLOCK_VERSION"),
@@ -129,6 +129,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("raft/src/network/memory.rs", "IN_FLIGHT"),
     ("raft/src/walk.rs", "AHEAD"),
     ("storage/src/snapshot.rs", "INBOX"),
+    ("storage/src/index/writer.rs", "READS"),
     ("server/src/serve/listen.rs", "BACKLOG"),
 ];
 
