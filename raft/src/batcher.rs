@@ -23,7 +23,7 @@ use crate::types::Proposal;
 /// Entries that are proposed and not yet committed.
 const IN_FLIGHT: usize = 2;
 /// The same while the next one is full.
-const FULL_IN_FLIGHT: usize = 8;
+const FULL_IN_FLIGHT: usize = 4;
 /// Operations that wait for an entry.
 const MOST_OPERATIONS: usize = 16 * 1024;
 /// Bytes that wait for an entry, unless a single batch has more. What is in flight is bounded by itself, and who sends

@@ -113,7 +113,7 @@ async fn full_entries_do_not_wait_for_those_before_them() {
     assert_eq!(bench.in_flight(), FULL_IN_FLIGHT);
     bench.submit(1);
     assert_eq!(bench.commit(), [1]);
-    assert_eq!(bench.in_flight(), FULL_IN_FLIGHT, "the ninth");
+    assert_eq!(bench.in_flight(), FULL_IN_FLIGHT, "the next");
     for entry in 2..=9 {
         assert_eq!(bench.commit(), [entry]);
     }

@@ -29,8 +29,11 @@ use crate::metrics::Latency;
 /// Batches sent and not confirmed, at most. The leader is in this process, so a deeper window only makes
 /// smaller batches.
 const WINDOW: usize = 2;
-/// The same while a full batch waits: it gets no larger, and the log flushes together what waits for it.
-const FULL_WINDOW: usize = 8;
+/// The same while [`MANY`] operations wait: the log flushes together what waits for it. Large ones would gain nothing by it,
+/// and whoever comes after them would wait longer.
+const DEEP_WINDOW: usize = 4;
+/// See [`DEEP_WINDOW`].
+const MANY: usize = MAX_OPERATIONS / 2;
 /// Bytes sent and not confirmed, unless a single batch has more.
 const UNCONFIRMED_BYTES: usize = 64 * 1024 * 1024;
 /// How long a batch may wait for the lease of a new leader.
@@ -326,8 +329,7 @@ impl Inner {
     fn has_window(&self) -> bool {
         let under_way: usize = self.unconfirmed.iter().map(|batch| batch.bytes).sum();
         let next = self.pending.front().map_or(0, |next| next.bytes);
-        let full = self.pending_bytes >= MAX_BYTES || self.pending_operations >= MAX_OPERATIONS;
-        let window = if full { FULL_WINDOW } else { WINDOW };
+        let window = if self.pending_operations >= MANY { DEEP_WINDOW } else { WINDOW };
         self.unconfirmed.is_empty()
             || self.unconfirmed.len() < window && under_way + next.max(MAX_BYTES) <= UNCONFIRMED_BYTES
     }

@@ -97,6 +97,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("server/src/gateway/upstream.rs", "TURN"),
     ("server/src/gateway/send.rs", "SHARED_BYTES OWN_BYTES HEAD_BYTES"),
     ("server/src/gateway/subscription.rs", "READ_AHEAD LEAVING ATTEMPTS"),
+    ("server/src/gateway/outbox.rs", "MANY"),
     ("server/src/gateway/take.rs", "PEEK_STEP"),
     ("server/src/grpc/connection.rs", "HELD_BACK"),
     ("server/src/grpc/server.rs", "KEEP_ALIVE_WITHIN"),

@@ -20,9 +20,8 @@ async fn who_publishes_waits_for_room() {
     node.ready().await;
     let (clock, outbox) = (&node.gateway().runtime().clock, &node.gateway().0.outbox);
     for (operations, under_way, batches) in [
-        (vec![publish(1); MAX_OPERATIONS], FULL_WINDOW, PENDING_OPERATIONS / MAX_OPERATIONS),
-        // A fourth would be a little more than may be unconfirmed.
-        (vec![publish(UNCONFIRMED_BYTES / 4)], 3, PENDING_BYTES / (UNCONFIRMED_BYTES / 4)),
+        (vec![publish(1); MAX_OPERATIONS], DEEP_WINDOW, PENDING_OPERATIONS / MAX_OPERATIONS),
+        (vec![publish(16 << 20)], WINDOW, PENDING_BYTES / (16 << 20)),
     ] {
         let mut submitted = Vec::new();
         for _ in 0..under_way + batches {
@@ -43,7 +42,7 @@ async fn who_publishes_waits_for_room() {
 }
 
 #[tokio::test]
-async fn what_is_not_full_gathers_while_two_are_under_way() {
+async fn little_gathers_while_two_are_under_way() {
     let node = start(&MemoryDisk::default()).await;
     node.ready().await;
     let (clock, outbox) = (&node.gateway().runtime().clock, &node.gateway().0.outbox);
