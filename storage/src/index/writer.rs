@@ -112,7 +112,7 @@ impl IndexWriter {
         let counters = Arc::new(Counters::default());
         let worker = Worker { state, counters: Arc::clone(&counters), number: 0, served: 0, late: VecDeque::new() };
         // The index is never needed: its thread failing is logged and its owner sees a closed inbox.
-        drop(runtime.tasks.dedicated("index", OnFailure::Log, worker.run(open, requests, read)));
+        drop(runtime.tasks.dedicated("index", OnFailure::Log, worker.run(open, read, requests)));
         Self { inbox, reads, state: receiver, counters }
     }
 
@@ -222,8 +222,9 @@ impl Worker {
     async fn run<I: Index>(
         mut self,
         open: impl FnOnce() -> Result<(I, Opening), IndexError> + Send,
-        mut requests: mpsc::Receiver<Request>,
+        // Closed last: who finds that reads are not answered any more finds that nothing else is taken, either.
         mut reads: mpsc::Receiver<Read>,
+        mut requests: mpsc::Receiver<Request>,
     ) {
         let mut index = match open() {
             Ok((index, opening)) => {
