@@ -63,9 +63,14 @@ async fn who_reads_does_not_wait_for_what_is_written_unless_it_may_bring_the_blo
     let runtime = Runtime::real();
     let (go, stopped) = std::sync::mpsc::channel::<()>();
     let open = move || {
-        let mut index = MemoryIndex::new();
-        index.put(BlockKey::runs(1, 1), &block(1))?;
-        Ok((Slow { inner: index, stopped }, Opening::Kept))
+        let mut inner = MemoryIndex::new();
+        inner.put(BlockKey::runs(1, 1), &block(1))?;
+        // Each put waits to be let go.
+        let before_put = move || {
+            stopped.recv().ok();
+            Ok(())
+        };
+        Ok((Planned { inner, before_put: Box::new(before_put), clears: true }, Opening::Kept))
     };
     let writer = IndexWriter::start(open, &runtime);
     for first in 2..10 {
@@ -95,47 +100,6 @@ async fn who_reads_does_not_wait_for_what_is_written_unless_it_may_bring_the_blo
     }
     let found = runtime.clock.timeout(PATIENCE, both).await.unwrap();
     assert_eq!(found, (Ok(Some(block(2))), Ok(None)));
-}
-
-/// Puts one block for each message.
-struct Slow {
-    inner: MemoryIndex,
-    stopped: std::sync::mpsc::Receiver<()>,
-}
-
-impl Index for Slow {
-    fn put(&mut self, key: BlockKey, block: &Bytes) -> Result<(), IndexError> {
-        self.stopped.recv().ok();
-        self.inner.put(key, block)
-    }
-
-    fn get(&mut self, key: BlockKey) -> Result<Option<Bytes>, IndexError> {
-        self.inner.get(key)
-    }
-
-    fn remove_range(&mut self, space: Space, owner: u64, range: RangeInclusive<u64>) -> Result<u64, IndexError> {
-        self.inner.remove_range(space, owner, range)
-    }
-
-    fn clear(&mut self) -> Result<(), IndexError> {
-        self.inner.clear()
-    }
-
-    fn shrink(&mut self) -> Result<bool, IndexError> {
-        self.inner.shrink()
-    }
-
-    fn flush(&mut self) -> Result<(), IndexError> {
-        self.inner.flush()
-    }
-
-    fn len(&self) -> u64 {
-        self.inner.len()
-    }
-
-    fn disk_bytes(&self) -> u64 {
-        self.inner.disk_bytes()
-    }
 }
 
 #[tokio::test]
@@ -171,23 +135,31 @@ async fn damage_at_open_is_reported_so_that_everything_is_put_again() {
     assert_eq!(writer.stats().blocks, 100);
 }
 
-/// Fails at the n-th put, and at clearing when told so.
-struct Failing {
+/// Does something before each put, which may fail, and clears itself or does not.
+struct Planned {
     inner: MemoryIndex,
-    puts: u32,
+    before_put: Box<dyn FnMut() -> Result<(), IndexError> + Send>,
     clears: bool,
 }
 
-impl Failing {
-    fn error() -> IndexError {
-        IndexError::Damaged { dir: "/nowhere".into(), reason: "planned".to_owned() }
-    }
+fn planned_failure() -> IndexError {
+    IndexError::Damaged { dir: "/nowhere".into(), reason: "planned".to_owned() }
 }
 
-impl Index for Failing {
+/// An index of which the tenth put fails.
+fn failing(clears: bool) -> Planned {
+    let mut puts = 0;
+    let before_put = move || {
+        puts += 1;
+        if puts == 10 { Err(planned_failure()) } else { Ok(()) }
+    };
+    Planned { inner: MemoryIndex::new(), before_put: Box::new(before_put), clears }
+}
+
+impl Index for Planned {
     fn put(&mut self, key: BlockKey, block: &Bytes) -> Result<(), IndexError> {
-        self.puts += 1;
-        if self.puts == 10 { Err(Self::error()) } else { self.inner.put(key, block) }
+        (self.before_put)()?;
+        self.inner.put(key, block)
     }
 
     fn get(&mut self, key: BlockKey) -> Result<Option<Bytes>, IndexError> {
@@ -199,7 +171,7 @@ impl Index for Failing {
     }
 
     fn clear(&mut self) -> Result<(), IndexError> {
-        if self.clears { self.inner.clear() } else { Err(Self::error()) }
+        if self.clears { self.inner.clear() } else { Err(planned_failure()) }
     }
 
     fn shrink(&mut self) -> Result<bool, IndexError> {
@@ -222,7 +194,7 @@ impl Index for Failing {
 #[tokio::test]
 async fn a_failure_while_running_clears_the_index_and_is_reported() {
     let runtime = Runtime::real();
-    let open = || Ok((Failing { inner: MemoryIndex::new(), puts: 0, clears: true }, Opening::Kept));
+    let open = || Ok((failing(true), Opening::Kept));
     let writer = IndexWriter::start(open, &runtime);
     for first in 0..10 {
         writer.put(BlockKey::runs(1, first), block(1)).unwrap();
@@ -238,13 +210,13 @@ async fn a_failure_while_running_clears_the_index_and_is_reported() {
 #[tokio::test]
 async fn an_index_that_cannot_be_cleared_is_given_up() {
     let runtime = Runtime::real();
-    let open = || Ok((Failing { inner: MemoryIndex::new(), puts: 0, clears: false }, Opening::Kept));
+    let open = || Ok((failing(false), Opening::Kept));
     let writer = IndexWriter::start(open, &runtime);
     for first in 0..10 {
         writer.put(BlockKey::runs(1, first), block(1)).unwrap();
     }
     let state = wait_for(&writer, &runtime, |state| matches!(state, IndexState::Failed(_))).await;
-    assert_eq!(state, IndexState::Failed(Failing::error()));
+    assert_eq!(state, IndexState::Failed(planned_failure()));
     assert_eq!(writer.get(BlockKey::runs(1, 0)).await, Err(IndexError::Closed));
     assert_eq!(writer.put(BlockKey::runs(1, 0), block(1)), Err(Full));
 }
